@@ -1,0 +1,6 @@
+"""``python -m negpo``."""
+
+from negpo.cli import main
+
+if __name__ == "__main__":
+    main()
