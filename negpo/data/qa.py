@@ -1,0 +1,179 @@
+"""Question-answer items for causal language models: ids, and labels that are -100 outside the answer.
+
+The rules are those of locuslab/open-unlearning (`src/data/utils.py`, `configs/model/*.yaml`), so that probabilities
+agree with the published ones: special tokens on, right truncation on the tag path only, and an end-of-sequence token
+appended after truncation when the last id is not one already.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from negpo.errors import DataError
+
+IGNORE = -100
+HELPFUL = "You are a helpful assistant."
+DATE = "10 Apr 2025"  # fixed by open-unlearning for templates that print today's date
+
+Item = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class QATemplate:
+    """How a question and an answer become one text.
+
+    With ``chat_template`` the tokenizer's own template is used; else the tags, with ``system_prompt`` (special tokens
+    included) in front.
+    """
+
+    chat_template: bool = False
+    system_prompt: str = ""
+    user_start: str = "Question: "
+    user_end: str = "\n"
+    assistant_start: str = "Answer: "
+    assistant_end: str = "\n\n"
+    date_string: str | None = None
+
+    @classmethod
+    def for_model(cls, name_or_path: str, tokenizer: Any) -> "QATemplate":
+        """The published evaluations' template for a model family, recognised by name, else by its chat template.
+
+        Llama-2-chat uses its [INST] tags, other chat models their own template, base models "Question: … Answer: …".
+        """
+        name = "/".join(Path(name_or_path).parts[-2:]).lower()
+        template = getattr(tokenizer, "chat_template", None) or ""
+        if ("llama-2" in name and "chat" in name) or "<<SYS>>" in template:
+            return cls(user_start="[INST] ", user_end=" [/INST]", assistant_start="", assistant_end=" ")
+        if not template or any(base in name for base in ("llama-2", "phi-1_5")):
+            return cls()
+        if "<start_of_turn>" in template:  # gemma refuses system prompts
+            return cls(chat_template=True)
+        dated = "<|start_header_id|>" in template or "zephyr" in name
+        return cls(chat_template=True, system_prompt=HELPFUL, date_string=DATE if dated else None)
+
+    def hash(self, tokenizer: Any = None) -> str:
+        """SHA-256 over the settings and, when they use it, the tokenizer's chat template."""
+        template = getattr(tokenizer, "chat_template", None) if self.chat_template else None
+        return hashlib.sha256(json.dumps([asdict(self), template], sort_keys=True).encode()).hexdigest()
+
+
+def encode_qa(
+    tokenizer: Any,
+    template: QATemplate,
+    question: str,
+    answer: str,
+    *,
+    max_length: int = 512,
+    shots: Sequence[tuple[str, str]] = (),
+    generation: bool = False,
+) -> Item:
+    """One question and answer as ``{"input_ids", "labels"}``.
+
+    Labels are -100 on the prompt. With ``generation`` the input is the prompt alone and the labels are all ids, prompt
+    included. ``shots`` are solved examples in front. ``max_length`` cuts prompt and answer on the tag path only. Warns
+    when the prompt's ids are not the beginning of the full ids (a merge across the border): labels then start at the
+    prompt's length, as in the reference.
+    """
+    if template.chat_template:
+        full, prompt = _chat_ids(tokenizer, template, question, answer, shots)
+    else:
+        full, prompt = _tag_ids(tokenizer, template, question, answer, shots, max_length)
+    if not full or full[-1] != tokenizer.eos_token_id:
+        full = [*full, tokenizer.eos_token_id]
+    start = len(prompt)
+    if full[:start] != prompt:
+        warnings.warn(
+            "the prompt's token ids are not the beginning of prompt plus answer; labels start at the prompt's length",
+            stacklevel=2,
+        )
+    if generation:
+        return {"input_ids": prompt, "labels": full}
+    return {"input_ids": full, "labels": [IGNORE] * min(start, len(full)) + full[start:]}
+
+
+def encode_rows(
+    tokenizer: Any,
+    template: QATemplate,
+    rows: Sequence[dict[str, Any]],
+    *,
+    question: str = "question",
+    answer: str = "answer",
+    max_length: int = 512,
+    file: str = "rows",
+    drop_empty: bool = False,
+) -> tuple[list[Item], list[int]]:
+    """Items of many rows, and the row number each comes from.
+
+    A row whose answer has no token left after truncation raises DataError, or is left out with ``drop_empty`` (the
+    returned row numbers show which).
+    """
+    items, kept = [], []
+    for index, row in enumerate(rows):
+        item = encode_qa(tokenizer, template, row[question], row[answer], max_length=max_length)
+        if has_answer(item, tokenizer.eos_token_id):
+            items.append(item)
+            kept.append(index)
+        elif not drop_empty:
+            raise DataError(
+                f"no answer token is left: the item is cut at max_length={max_length} inside the question. "
+                "Raise max_length, shorten the row, or drop such rows",
+                file=file,
+                row=index,
+                field=answer,
+            )
+    return items, kept
+
+
+def has_answer(item: Item, eos_token_id: int) -> bool:
+    """Whether at least one labelled token other than a final end-of-sequence token is left."""
+    labelled = [label for label in item["labels"] if label != IGNORE]
+    return len(labelled) > 1 or (len(labelled) == 1 and labelled[0] != eos_token_id)
+
+
+def encode_text(
+    tokenizer: Any,
+    text: str,
+    *,
+    prefix: str = "",
+    max_length: int = 2048,
+    insert_space: bool = False,
+    generation: bool = False,
+) -> Item:
+    """Running text for scoring (MUSE): labels on everything after ``prefix``, never on the first token, no eos added.
+
+    The sequence is cut to the prefix's ids plus ``max_length``. With ``generation`` the input is the prefix alone.
+    """
+    prefix_ids = list(tokenizer(prefix, add_special_tokens=True)["input_ids"])
+    joined = prefix + (" " if insert_space else "") + text
+    full = list(tokenizer(joined, add_special_tokens=True)["input_ids"])[: len(prefix_ids) + max_length]
+    start = max(1, len(prefix_ids))
+    labels = [IGNORE] * min(start, len(full)) + full[start:]
+    return {"input_ids": prefix_ids if generation else full, "labels": labels}
+
+
+def _chat_ids(tokenizer, template, question, answer, shots) -> tuple[list[int], list[int]]:
+    messages = [{"role": "system", "content": template.system_prompt}] if template.system_prompt else []
+    for shot_question, shot_answer in (*shots, (question, answer)):
+        messages.append({"role": "user", "content": shot_question})
+        messages.append({"role": "assistant", "content": shot_answer})
+    # return_dict=False: since transformers 5 the default is a BatchEncoding, not ids
+    options = {"tokenize": True, "return_dict": False}
+    if template.date_string is not None:
+        options["date_string"] = template.date_string
+    full = tokenizer.apply_chat_template(messages, add_generation_prompt=False, **options)
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **options)
+    return list(full), list(prompt)
+
+
+def _tag_ids(tokenizer, template, question, answer, shots, max_length) -> tuple[list[int], list[int]]:
+    prompt = template.system_prompt
+    for shot_question, shot_answer in shots:
+        prompt += template.user_start + shot_question + template.user_end
+        prompt += template.assistant_start + shot_answer + template.assistant_end
+    prompt += template.user_start + question + template.user_end + template.assistant_start
+    options = {"add_special_tokens": True, "max_length": max_length, "truncation": True}
+    return list(tokenizer(prompt + answer, **options)["input_ids"]), list(tokenizer(prompt, **options)["input_ids"])
