@@ -1,0 +1,123 @@
+"""Statistics that evaluations share: rank AUC, the exact Kolmogorov-Smirnov test, standard errors, intervals.
+
+Pure functions: array-likes in, float64 out. NaN in the input gives NaN, unless a function says otherwise.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+def vector(values: ArrayLike, name: str, *, empty: bool = False) -> np.ndarray:
+    """``values`` as float64 (N,). ValueError when it has another rank, or is empty and must not be."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, not of shape {array.shape}")
+    if not empty and array.size == 0:
+        raise ValueError(f"{name} is empty: there is nothing to average or compare")
+    return array
+
+
+def roc_auc(negative: ArrayLike, positive: ArrayLike) -> float:
+    """Area under the ROC curve: how often a positive's score exceeds a negative's, ties counting one half.
+
+    Membership inference passes the forget scores as ``negative`` (label 0) and the holdout scores as ``positive``
+    (label 1). Infinite scores are ordinary ranks. Raises ValueError when one side is empty.
+    """
+    low, high = vector(negative, "negative scores"), vector(positive, "positive scores")
+    if np.isnan(low).any() or np.isnan(high).any():
+        return math.nan
+    ranks = stats.rankdata(np.concatenate([low, high]))
+    wins = ranks[len(low) :].sum() - len(high) * (len(high) + 1) / 2
+    return float(wins / (len(low) * len(high)))
+
+
+@dataclass(frozen=True)
+class KSResult:
+    """Two-sample Kolmogorov-Smirnov test. ``floor``: the samples do not overlap, no smaller p exists at these sizes."""
+
+    p_value: float
+    log10_p: float
+    statistic: float
+    n: int
+    n_reference: int
+    floor: bool
+
+
+def ks_test(sample: ArrayLike, reference: ArrayLike) -> KSResult:
+    """Two-sided test that two samples share a distribution, exact up to 10 000 values, asymptotic above (as scipy).
+
+    ``log10_p`` stays finite at the floor even where the p-value underflows to 0.
+    """
+    left, right = vector(sample, "the sample"), vector(reference, "the reference sample")
+    n, m = len(left), len(right)
+    if np.isnan(left).any() or np.isnan(right).any():
+        return KSResult(math.nan, math.nan, math.nan, n, m, False)
+    result = stats.ks_2samp(left, right)
+    p_value, statistic = float(result.pvalue), float(result.statistic)
+    floor = statistic == 1.0
+    if p_value > 0:
+        log10_p = math.log10(p_value)
+    elif floor:  # 2 of the C(n + m, n) orderings separate the samples
+        log_orderings = math.lgamma(n + m + 1) - math.lgamma(n + 1) - math.lgamma(m + 1)
+        log10_p = (math.log(2) - log_orderings) / math.log(10)
+    else:
+        log10_p = -math.inf
+    return KSResult(p_value, log10_p, statistic, n, m, floor)
+
+
+def mean_stderr(values: ArrayLike) -> float:
+    """Standard error of a mean: sample standard deviation (ddof 1) over sqrt(N); NaN for a single value."""
+    array = vector(values, "values")
+    return float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+
+
+def run_stderr(accuracies: ArrayLike) -> float:
+    """Standard error over repeated runs as REDI reports it: population standard deviation over sqrt(runs)."""
+    array = vector(accuracies, "accuracies")
+    return float(array.std() / math.sqrt(len(array)))
+
+
+def weighted_mean(values: ArrayLike, sizes: ArrayLike) -> float:
+    """Mean of group values weighted by group size (lm-eval's ``weight_by_size``)."""
+    array, weights = _grouped(values, sizes)
+    return float((array * weights).sum() / weights.sum())
+
+
+def pooled_stderr(stderrs: ArrayLike, sizes: ArrayLike) -> float:
+    """Standard error of a size-weighted group mean from its parts' standard errors (lm-eval's pooled formula)."""
+    errors, weights = _grouped(stderrs, sizes)
+    variance = ((weights - 1) * errors**2 * weights).sum() / (weights.sum() - len(weights))
+    return float(math.sqrt(variance / weights.sum()))
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean; seeded, where MUSE's own logger is not."""
+    array = vector(values, "values")
+    if len(array) == 1:
+        return float(array[0]), float(array[0])
+    result = stats.bootstrap(
+        (array,), np.mean, confidence_level=confidence, n_resamples=resamples, method="percentile", rng=seed
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def grid_score(values: Sequence[float]) -> float:
+    """NGRPO's score of a pass@k curve: trapezoid over the positions of the k grid, over (points - 1), times 100."""
+    array = vector(values, "values")
+    if len(array) < 2:
+        raise ValueError("a curve needs at least two points")
+    return float(np.trapezoid(array) / (len(array) - 1) * 100)
+
+
+def _grouped(values: ArrayLike, sizes: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    array, weights = vector(values, "values"), vector(sizes, "sizes")
+    if len(array) != len(weights):
+        raise ValueError(f"{len(array)} values but {len(weights)} sizes")
+    return array, weights
