@@ -1,0 +1,46 @@
+"""Importable but undocumented helpers of other libraries, each behind one function and one contract test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from negpo.logprobs.tiles import LogitMap
+
+_TRL_VOCAB_CHUNK = 32768
+
+
+def has_trl_kernel() -> bool:
+    """Whether TRL's log-probability function would run as a Triton kernel here (it also exists, slowly, on a CPU)."""
+    from transformers.utils import is_triton_available
+
+    try:
+        from trl.kernels import ChunkedLogProbFunction  # noqa: F401
+    except ImportError:
+        return False
+    return is_triton_available()
+
+
+def trl_token_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, logit_map: LogitMap, return_entropy: bool
+) -> tuple[Tensor, ...]:
+    """``(logps,)`` or ``(logps, entropy)``, float32 (n,), from ``trl.kernels.ChunkedLogProbFunction`` (TRL 1.16).
+
+    hidden (n, H), weight (V, H), labels (n,). Its matrix products run in ``hidden.dtype``, its sums in float32.
+    """
+    from trl.kernels import ChunkedLogProbFunction
+
+    logps, entropy, *_ = ChunkedLogProbFunction.apply(
+        hidden,
+        weight,
+        bias,
+        labels,
+        logit_map.temperature,
+        _TRL_VOCAB_CHUNK,
+        logit_map.softcap,
+        logit_map.scale,
+        ("entropy",) if return_entropy else (),
+    )
+    return (logps, entropy) if return_entropy else (logps,)

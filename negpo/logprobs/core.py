@@ -1,0 +1,296 @@
+"""Log-probabilities of given tokens under a language-model head, without the (tokens, vocabulary) matrix.
+
+For token t with hidden state h, label y and logits z = map(W h + b):
+
+    log p(y) = z_y - log Z,           log Z = logsumexp(z)
+    d log p(y) / dz = onehot(y) - p,  p = exp(z - log Z)
+
+Labelled tokens are compacted, sorted by label (each vocabulary tile then owns a contiguous range of labels) and walked
+in tiles. Two plans, the cheaper one is taken:
+
+* head trained: the forward keeps log Z; the backward recomputes each tile of z once, turns it into the logit gradient
+  in place and feeds both gradient products. Four matrix products of n·H·V in all.
+* head frozen (LoRA, most unlearning by parameter selection): d log p / dh = W[y] - E_p[W] has a scalar upstream gradient
+  per token, so the forward accumulates E_p[W] with running rescaling and the backward is one multiplication. Two
+  products instead of three, and the backward never touches the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from negpo.logprobs.tiles import (
+    HeadGradient,
+    LogitMap,
+    TiledHead,
+    compute_dtype,
+    full,
+    gathered,
+    label_overlap,
+    label_rows,
+    no_autocast,
+)
+
+
+def token_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    return_entropy: bool = False,
+    tile_bytes: int | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Per-token log-probabilities; the only place where the vocabulary dimension exists.
+
+    Args:
+        hidden: (B, T, H), floating; ``hidden[:, t]`` is the state that *predicts* ``labels[:, t]`` (the caller shifts).
+        lm_head_weight: (V, H), may be frozen, a ZeRO-3 shard or a DTensor.
+        labels: (B, T) int64; anything may stand where ``mask`` is False.
+        mask: (B, T) bool, True where a log-probability is wanted. Other positions are never computed.
+        bias: (V,) or None.
+        temperature: logits are divided by it, after scaling and soft-capping.
+        logit_scale: multiplies the projection (Granite's ``logits_scaling`` divides: pass its inverse).
+        softcap: ``softcap * tanh(z / softcap)`` of Gemma 2, after scaling; None for off.
+        return_entropy: also return the entropy (B, T) in nats of each next-token distribution, differentiable too.
+        tile_bytes: largest tile of float32 logits; None chooses by device.
+        backend: "auto", "torch" (the tiles here) or "trl" (TRL's kernel, which is faster on CUDA and chosen there).
+
+    Returns:
+        (B, T) float32 (float64 for float64 ``hidden``), exactly 0 where ``mask`` is False; with ``return_entropy`` a
+        pair. All-False masks give zeros that still backpropagate zeros.
+
+    Raises:
+        ValueError: shapes that do not fit, a label outside [0, V) under the mask, an unknown backend.
+    """
+    logit_map = LogitMap(logit_scale, softcap, temperature)
+    weight, bias = full(lm_head_weight), full(bias)
+    with gathered(weight, bias), no_autocast(hidden.device):
+        _check_shapes(hidden, weight, bias, labels, mask)
+        index = mask.reshape(-1).bool().nonzero().squeeze(1)
+        picked = labels.reshape(-1)[index]
+        _check_labels(picked, weight.shape[0])
+        picked, order = picked.sort()
+        index = index[order]
+        states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+        scores = score_tokens(states, weight, bias, picked, logit_map, return_entropy, tile_bytes, backend)
+    spread = [part.new_zeros(labels.numel()).index_copy(0, index, part).view(labels.shape) for part in scores]
+    return (spread[0], spread[1]) if return_entropy else spread[0]
+
+
+def score_tokens(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    logit_map: LogitMap,
+    return_entropy: bool = False,
+    tile_bytes: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """``(logps,)`` or ``(logps, entropy)``, each (n,), for compacted states (n, H) and *ascending* labels (n,)."""
+    if backend not in ("auto", "torch", "trl"):
+        raise ValueError(f"backend must be 'auto', 'torch' or 'trl', got {backend!r}")
+    if backend == "trl" or (backend == "auto" and _prefers_trl(hidden)):
+        from negpo.compat import trl_token_logprobs
+
+        return trl_token_logprobs(hidden, weight, bias, labels, logit_map, return_entropy)
+    if not torch.is_grad_enabled():
+        head = TiledHead(hidden.to(compute_dtype(hidden)), weight, bias, logit_map, tile_bytes)
+        logps, entropy, _, _ = _forward(head, labels, return_entropy, direction=False)
+        return (logps, entropy) if return_entropy else (logps,)
+    logps, entropy = _TokenLogprobs.apply(hidden, weight, bias, labels, logit_map, return_entropy, tile_bytes)
+    return (logps, entropy) if return_entropy else (logps,)
+
+
+def _prefers_trl(hidden: Tensor) -> bool:
+    if not hidden.is_cuda or hidden.dtype == torch.float64:
+        return False
+    from negpo.compat import has_trl_kernel
+
+    return has_trl_kernel()
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Forward and backward of :func:`score_tokens`; see the module docstring for the two plans."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        logit_map: LogitMap,
+        return_entropy: bool,
+        tile_bytes: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        head = TiledHead(hidden.to(compute_dtype(hidden)), weight, bias, logit_map, tile_bytes)
+        direct = needs_hidden and not (needs_weight or needs_bias)
+        logps, entropy, log_z, direction = _forward(head, labels, return_entropy, direct)
+        # The direction alone is enough for a frozen head, unless a gradient may also arrive through the entropy.
+        inputs = (None,) * 4 if direct and not return_entropy else (hidden, weight, bias, labels)
+        ctx.save_for_backward(*inputs, log_z, entropy, direction)
+        ctx.logit_map, ctx.tile_bytes, ctx.hidden_dtype = logit_map, tile_bytes, hidden.dtype
+        return logps, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, labels, log_z, entropy, direction = ctx.saved_tensors
+        if grad_logps is None and grad_entropy is None:
+            return (None,) * 7
+        if direction is not None and grad_entropy is None:
+            return (direction * grad_logps.unsqueeze(1)).to(ctx.hidden_dtype), *(None,) * 6
+        if grad_logps is None:
+            grad_logps = torch.zeros_like(log_z)
+        with gathered(weight, bias), no_autocast(hidden.device):
+            head = TiledHead(hidden.to(log_z.dtype), weight, bias, ctx.logit_map, ctx.tile_bytes)
+            grads = _backward(head, labels, log_z, entropy, grad_logps, grad_entropy, ctx.needs_input_grad)
+        grad_hidden = None if grads[0] is None else grads[0].to(ctx.hidden_dtype)
+        return grad_hidden, *grads[1:], *(None,) * 4
+
+
+def _forward(
+    head: TiledHead, labels: Tensor, return_entropy: bool, direction: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """(logps, entropy, log Z, d logps / d hidden), each over n tokens, from one pass over the tiles.
+
+    Running maximum ``peak``, sum of exponentials ``total`` and weighted sums are rescaled when a later tile raises the
+    maximum, as in online softmax (arXiv 1805.02867).
+    """
+    n, states = head.n, head.hidden
+    peak = states.new_full((n,), float("-inf"))
+    total, weighted, label_logit = states.new_zeros(n), states.new_zeros(n), states.new_zeros(n)
+    mean_row = torch.zeros_like(states) if direction else None
+    bounds = label_rows(labels, head)
+    for columns, weight_tile in head.vocab_tiles():
+        for rows in head.token_tiles():
+            if rows.start == rows.stop:
+                continue
+            tile = head.logits(rows, columns, weight_tile)
+            inside = label_overlap(bounds, rows, columns, head)
+            if inside is not None:
+                ids = labels[rows][inside] - columns.start
+                label_logit[rows][inside] = tile[inside].gather(1, ids.unsqueeze(1)).squeeze(1)
+            slope = head.logit_map.cap_slope(tile) if direction else None
+            new_peak = torch.maximum(peak[rows], tile.amax(1))
+            shrink = (peak[rows] - new_peak).exp_()
+            shifted = tile.sub_(new_peak.unsqueeze(1))
+            if return_entropy:
+                # sum e^x x with x = z - peak; moving the peak by d turns it into shrink * (sum e^x x + d * sum e^x)
+                moved = torch.where(total[rows] > 0, peak[rows] - new_peak, 0.0)
+                exponentials = shifted.exp()
+                weighted[rows] = shrink * (weighted[rows] + moved * total[rows]) + shifted.mul_(exponentials).sum(1)
+            else:
+                exponentials = shifted.exp_()
+            total[rows] = total[rows] * shrink + exponentials.sum(1)
+            peak[rows] = new_peak
+            if mean_row is not None:
+                if slope is not None:
+                    exponentials.mul_(slope)
+                mean_row[rows].mul_(shrink.unsqueeze(1)).addmm_(exponentials, weight_tile)
+    log_z = peak + total.log()
+    # A label that holds all the mass may round to a hair above 0; log-probabilities never are.
+    logps = (label_logit - log_z).clamp_(max=0.0)
+    entropy = total.log() - weighted / total if return_entropy else None
+    if mean_row is not None:
+        mean_row = _direction(head, labels, label_logit, mean_row.div_(total.unsqueeze(1)))
+    return logps, entropy, log_z, mean_row
+
+
+def _direction(head: TiledHead, labels: Tensor, label_logit: Tensor, mean_row: Tensor) -> Tensor:
+    """``factor * (slope_y * W[y] - E_p[slope * W])``, (n, H): the gradient of log p(y) in the hidden state."""
+    own_row = head.weight.index_select(0, labels).to(mean_row.dtype)
+    slope = head.logit_map.cap_slope(label_logit)
+    if slope is not None:
+        own_row *= slope.unsqueeze(1)
+    return mean_row.neg_().add_(own_row).mul_(head.logit_map.factor)
+
+
+def _backward(
+    head: TiledHead,
+    labels: Tensor,
+    log_z: Tensor,
+    entropy: Tensor | None,
+    grad_logps: Tensor,
+    grad_entropy: Tensor | None,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for hidden, weight, bias. Tokens whose upstream gradient is zero are left out of every product.
+
+    dL/dz_v = g (onehot - p_v) - e p_v (log p_v + entropy), with g, e the gradients of log-probability and entropy.
+    """
+    alive = grad_logps != 0 if grad_entropy is None else (grad_logps != 0) | (grad_entropy != 0)
+    keep = alive.nonzero().squeeze(1)
+    grad_hidden = torch.zeros_like(head.hidden) if needs[0] else None
+    some_dead = keep.numel() < head.n
+    if some_dead:
+        labels, log_z, grad_logps = labels[keep], log_z[keep], grad_logps[keep]
+        entropy = None if entropy is None else entropy[keep]
+        grad_entropy = None if grad_entropy is None else grad_entropy[keep]
+        head = TiledHead(head.hidden[keep], head.weight, head.bias, head.logit_map, 4 * head.tokens * head.width)
+    grad_states = torch.zeros_like(head.hidden) if needs[0] else None
+    gradient = HeadGradient(head, needs_weight=needs[1], needs_bias=needs[2])
+    factor = head.logit_map.factor
+    bounds = label_rows(labels, head)
+    for columns, weight_tile in head.vocab_tiles():
+        for rows in head.token_tiles():
+            tile = head.logits(rows, columns, weight_tile)
+            slope = head.logit_map.cap_slope(tile)
+            log_p = tile.sub_(log_z[rows].unsqueeze(1))
+            upstream = (grad_logps[rows] * -factor).unsqueeze(1)
+            if grad_entropy is None:
+                grad_tile = log_p.exp_().mul_(upstream)
+            else:
+                pull = (log_p + entropy[rows].unsqueeze(1)).mul_((grad_entropy[rows] * -factor).unsqueeze(1))
+                grad_tile = log_p.exp_().mul_(pull.add_(upstream))
+            inside = label_overlap(bounds, rows, columns, head)
+            if inside is not None:
+                ids = (labels[rows][inside] - columns.start).unsqueeze(1)
+                grad_tile[inside].scatter_add_(1, ids, -upstream[inside])
+            if slope is not None:
+                grad_tile.mul_(slope)
+            if grad_states is not None:
+                grad_states[rows].addmm_(grad_tile, weight_tile)
+            gradient.add(rows, columns, grad_tile)
+        gradient.finish(columns)
+    if some_dead and grad_hidden is not None:
+        return grad_hidden.index_copy_(0, keep, grad_states), gradient.weight, gradient.bias
+    return grad_states, gradient.weight, gradient.bias
+
+
+def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, mask: Tensor) -> None:
+    if hidden.dim() < 2 or hidden.shape[:-1] != labels.shape or labels.shape != mask.shape:
+        raise ValueError(
+            "hidden must be (..., H) with labels and mask of its leading shape; got hidden "
+            f"{tuple(hidden.shape)}, labels {tuple(labels.shape)}, mask {tuple(mask.shape)}"
+        )
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"lm_head_weight must be (V, {hidden.shape[-1]}) to fit hidden, got {tuple(weight.shape)}")
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"lm_head_weight must be floating point (a quantised head is not supported), got {weight.dtype}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},) to fit lm_head_weight, got {tuple(bias.shape)}")
+
+
+def _check_labels(labels: Tensor, vocab: int) -> None:
+    bad = labels[(labels < 0) | (labels >= vocab)]
+    if bad.numel():
+        raise ValueError(
+            f"{bad.numel()} labels under mask == True lie outside the vocabulary [0, {vocab}), the first is "
+            f"{bad[0].item()}; mask them, or check that tokenizer and model fit"
+        )
