@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ class Benchmark:
     size: int | None = None
     kind: str | None = None
     notes: tuple[str, ...] = ()
-    files: tuple[str, ...] = field(default=())
 
 
 def last_box(text: str) -> str | None:
@@ -209,8 +208,8 @@ def check_golds(problems: Sequence[Problem], source: str) -> None:
 def custom_benchmark(path: str | Path) -> tuple[Benchmark, str]:
     """A benchmark described by a YAML file: `name`, `data`, and optionally `split`, `kind` and `fields`.
 
-    `fields` maps `question`, `gold`, `id`, `level` and `subject` to the column names of the data; `data` may be relative
-    to the YAML file. Returns the benchmark and its data source.
+    `fields` maps `question`, `gold`, `id`, `level` and `subject` to column names of the data; `data` may be relative to
+    the YAML file. Returns the benchmark and its data source.
     """
     import yaml
 

@@ -77,7 +77,7 @@ class Protocol:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def with_overrides(self, **changes: Any) -> Protocol:
-        """The card with some settings replaced; the name then ends in '*' so that it cannot pass for the published one."""
+        """The card with some settings replaced; its name then ends in '*', so it cannot pass for the published one."""
         changes = {key: value for key, value in changes.items() if value is not None and value != getattr(self, key)}
         return dataclasses.replace(self, **changes, name=f"{self.name.removesuffix('*')}*") if changes else self
 
@@ -107,8 +107,8 @@ PROTOCOLS: dict[str, Protocol] = {
             n=32,
             max_new_tokens=3584,
             grader="qwen",
-            note="the release repeats each AIME/AMC row 32 times with n = 1 (the same estimator); MATH uses n = 1. Which of "
-            "its four graders fills the paper's table, and its exact prompt, are unverified",
+            note="the release repeats each AIME/AMC row 32 times with n = 1 (the same estimator); MATH uses n = 1. "
+            "Which of its four graders fills the paper's table, and its exact prompt, are unverified",
         ),
         Protocol(
             "resrl",
