@@ -1,0 +1,20 @@
+"""What the model said before training: reference log-probabilities, computed once and kept on disk.
+
+``hash_model`` names weights by content, ``ReferenceCache`` holds one float32 log-prob for every labelled token, and
+``score_rows`` computes them without ever holding full logits. Nothing here imports torch until it is called.
+"""
+
+from negpo.reference.cache import ReferenceCache, ReferenceKey, build_or_open
+from negpo.reference.hashing import hash_model, hash_rows, hash_tokenizer
+from negpo.reference.scoring import StepZeroCheck, score_rows
+
+__all__ = [
+    "ReferenceCache",
+    "ReferenceKey",
+    "StepZeroCheck",
+    "build_or_open",
+    "hash_model",
+    "hash_rows",
+    "hash_tokenizer",
+    "score_rows",
+]

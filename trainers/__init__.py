@@ -1,0 +1,36 @@
+"""Trainers, one file for each method. Everything is imported on first use: ``import negpo.trainers`` costs nothing."""
+
+from importlib import import_module
+from typing import Any
+
+# method of `negpo train METHOD`: (module, trainer, config)
+METHODS: dict[str, tuple[str, str, str]] = {
+    "ga": ("negpo.trainers.ga", "GradientAscentTrainer", "GradientAscentConfig"),
+    "graddiff": ("negpo.trainers.graddiff", "GradDiffTrainer", "GradDiffConfig"),
+    "npo": ("negpo.trainers.npo", "NPOTrainer", "NPOConfig"),
+    "simnpo": ("negpo.trainers.simnpo", "SimNPOTrainer", "SimNPOConfig"),
+    "wga": ("negpo.trainers.wga", "WGATrainer", "WGAConfig"),
+    "idkdpo": ("negpo.trainers.idkdpo", "IdkDPOTrainer", "IdkDPOConfig"),
+    "rmu": ("negpo.trainers.rmu", "RMUTrainer", "RMUConfig"),
+    "catnip": ("negpo.trainers.catnip", "CATNIPTrainer", "CATNIPConfig"),
+}
+
+_HOMES = {name: module for module, *names in METHODS.values() for name in names} | {
+    "UnlearnTrainer": "negpo.trainers._base",
+    "UnlearnConfig": "negpo.trainers._config",
+    "OverUnlearningCallback": "negpo.trainers._callbacks",
+    "UtilityFloorCallback": "negpo.trainers._callbacks",
+    "run_training": "negpo.trainers._script",
+}
+
+__all__ = ["METHODS", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,405 @@
+"""The base of all unlearning trainers: data flow, normalisation, guards and logs. The maths is in negpo.objectives."""
+
+import contextlib
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import Trainer
+
+from negpo.data.qa import QATemplate
+from negpo.errors import ConfigError, TrainingStopped
+from negpo.logprobs import model_token_logprobs
+from negpo.objectives import nll_loss
+from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
+from negpo.trainers import _checkpoint
+from negpo.trainers._callbacks import FiniteGradients
+from negpo.trainers._config import UnlearnConfig
+from negpo.trainers._data import (
+    PARTS,
+    EpochSampler,
+    ForgetRetainDataset,
+    check_disjoint,
+    check_rows,
+    collate,
+    encode_rows,
+)
+from negpo.trainers._metrics import LogBuffer
+from negpo.trainers._model import check_vocabulary, choose_trainable, load_model, load_tokenizer
+from negpo.trainers._reference import Reference
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Part:
+    """Scored rows of one kind: ``logps``, ``mask``, ``ref_logps`` (B, T-1); ``row_id`` (B,)."""
+
+    logps: torch.Tensor
+    mask: torch.Tensor
+    ref_logps: torch.Tensor | None
+    row_id: torch.Tensor
+
+
+class UnlearnTrainer(Trainer):
+    """Base class. A method sets a few class attributes and implements ``forget_loss``.
+
+    Args:
+        model: model or name/folder of one. Training starts from it and, for methods with a reference, so does the
+            reference.
+        args: the method's config.
+        train_dataset: forget rows, dicts with question/answer, prompt/completion, text or input_ids/labels.
+        retain_dataset: rows to keep, same formats; needed exactly when ``args.retain_loss`` is not "none".
+        processing_class: tokenizer; default: the model's.
+        ref_model: another reference than the starting model.
+        peft_config: train a LoRA adapter (a quantised base makes it QLoRA).
+        template: how question and answer become text; default: the model family's published one.
+
+    Logged under stable names, averaged since the last log: ``forget/loss``, ``forget/logp``, ``forget/p_above_99``,
+    ``forget/tokens``, ``forget/grad_weight``, ``forget/dead_rows``, ``forget/log_ratio`` (with a reference), and
+    ``retain/loss``, ``retain/logp``, ``retain/p_above_99``, ``retain/tokens``. See ``_metrics.LogBuffer``.
+
+    Raises ConfigError or DataError before a model is loaded, for everything that can be known by then.
+    """
+
+    config_class: ClassVar[type[UnlearnConfig]] = UnlearnConfig
+    reduction: ClassVar[str] = "tokens"  # what the objective averages over: "tokens" or "rows"
+    reference_parts: tuple[str, ...] = ()  # parts whose reference log-probs the objective reads
+    logged_stats: ClassVar[tuple[str, ...]] = ()  # further statistics of the objective, logged as forget/NAME
+    needs_distributions: bool = False  # a reference model must be at hand during training
+
+    # The loss is a mean: Trainer divides it by the accumulation steps (attribute read from transformers 5.19 on; before,
+    # the None that get_batch_samples returns says the same).
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: Any,
+        args: UnlearnConfig | None = None,
+        train_dataset: Any = None,
+        retain_dataset: Any = None,
+        processing_class: Any = None,
+        ref_model: Any = None,
+        peft_config: Any = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        template: QATemplate | None = None,
+    ):
+        args = args if args is not None else self.config_class(output_dir=f"{type(self).__name__}-output")
+        self.check_arguments(args, train_dataset, retain_dataset, ref_model, peft_config)
+        tokenizer = load_tokenizer(model, processing_class)
+        name = model if isinstance(model, str) else model.config._name_or_path
+        self.template = template or QATemplate.for_model(name, tokenizer)
+        dataset = self.encode(args, tokenizer, train_dataset, retain_dataset)
+        check_vocabulary(model, tokenizer, [*dataset.forget, *(dataset.retain or []), *(dataset.idk or [])])
+
+        self._needs_distributions = self.needs_distributions or args.retain_loss == "kl"
+        model = load_model(model, args.model_init_kwargs)
+        ref_model = load_model(ref_model, args.model_init_kwargs) if isinstance(ref_model, str) else ref_model
+        model = choose_trainable(model, args, peft_config)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.args._n_gpu = min(self.args._n_gpu, 1)  # torch DataParallel cannot run us; several GPUs: accelerate launch
+        self.add_callback(FiniteGradients(self))
+        self.reference: Reference | None = None
+        self._ref_model = ref_model
+        self._reference_digests: dict[str, str] = {}
+        self._reference_checked = not args.check_reference
+        self._buffer = LogBuffer()
+        self._window: dict[str, torch.Tensor] = {}
+        self.window_rows: list[int] = []
+
+    # ---- what a method defines ------------------------------------------------------------------------------------
+
+    def forget_loss(self, parts: dict[str, Part]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The objective on ``parts["forget"]`` (and ``parts["idk"]``): ``(loss, stats)`` of negpo.objectives."""
+        raise NotImplementedError
+
+    # ---- before training ------------------------------------------------------------------------------------------
+
+    def check_arguments(self, args, train_dataset, retain_dataset, ref_model, peft_config) -> None:
+        """Contradictions between the arguments; everything else is checked by the config itself."""
+        if not isinstance(args, self.config_class):
+            raise ConfigError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(args).__name__}")
+        if train_dataset is None:
+            raise ConfigError("train_dataset is missing: pass the rows to forget")
+        if args.retain_loss != "none" and retain_dataset is None:
+            raise ConfigError(f"retain_loss={args.retain_loss} needs retain_dataset; pass it or set retain_loss=none")
+        if args.retain_loss == "none" and retain_dataset is not None:
+            raise ConfigError(
+                "retain_dataset would be ignored: retain_loss is none. Set retain_loss=nll or kl, or drop it"
+            )
+        if peft_config is not None and args.trainable_parameters:
+            raise ConfigError("peft_config and trainable_parameters exclude each other: LoRA decides what is trained")
+        if ref_model is not None and not (self.reference_parts or args.retain_loss == "kl" or self.needs_distributions):
+            raise ConfigError(f"ref_model would be ignored: {type(self).__name__} with these settings has no reference")
+
+    def encode(self, args, tokenizer, train_dataset, retain_dataset) -> ForgetRetainDataset:
+        """Validated and tokenised rows; DataError names argument, row and field."""
+        forget_rows = check_rows(train_dataset, "train_dataset")
+        encode = partial(encode_rows, tokenizer=tokenizer, template=self.template, max_length=args.max_length)
+        retain = None
+        if retain_dataset is not None:
+            retain_rows = check_rows(retain_dataset, "retain_dataset")
+            check_disjoint(forget_rows, retain_rows)
+            retain, _ = encode(retain_rows, name="retain_dataset")
+        forget, row_ids = encode(forget_rows, name="train_dataset", label_stride=args.label_stride)
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        return ForgetRetainDataset(forget, retain, seed, args.pairing == "fixed", row_ids)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        return EpochSampler(len(dataset), dataset.seed, shuffle=self.args.train_sampling_strategy == "random")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """As in transformers. ``resume_from_checkpoint=True`` takes the newest complete checkpoint of ``output_dir``."""
+        resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
+        self._prepare_reference()  # here the weights are still those of the starting model, on resume too
+        if resume is not None:
+            _checkpoint.check_provenance(resume, self._provenance())
+        return super().train(resume_from_checkpoint=resume, **kwargs)
+
+    def _prepare_reference(self) -> None:
+        if self.reference is not None or not (self.reference_parts or self._needs_distributions):
+            return
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ConfigError("a reference under ZeRO-3 is not supported: its weights are split up. Use ZeRO-2 or FSDP")
+        self.reference = Reference(
+            self.model, self._ref_model, source=self.args.reference, needs_distributions=self._needs_distributions
+        )
+        if self.reference.model is not None:
+            self.reference.model.to(self.args.device)
+        if self.reference.source != "cache":
+            return
+        identity = {
+            "tokenizer": hash_tokenizer(self.processing_class),
+            "template": self.template.hash(self.processing_class),
+        }
+        directory = Path(self.args.reference_cache_dir or Path(self.args.output_dir) / "reference")
+        for part in self.reference_parts:
+            cache = self.reference.cached(
+                getattr(self.train_dataset, part),
+                self.accelerator,
+                directory,
+                pad_id=self.processing_class.pad_token_id,
+                max_length=self.args.max_length,
+                identity=identity,
+            )
+            self.train_dataset.references[part] = cache
+            self._reference_digests[part] = cache.key.digest()
+
+    def _provenance(self) -> dict[str, Any]:
+        data = self.train_dataset
+        return {
+            "forget rows": hash_rows(data.forget),
+            "retain rows": None if data.retain is None else hash_rows(data.retain),
+            "seed and pairing": [data.seed, data.fixed_pairing],
+            "reference": self._reference_digests,
+        }
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Also counts what the whole optimiser batch holds on all processes, for means that run over all of it."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            counts = {part: sum(_counts(batch[part]) for batch in batches) for part in batches[0]}
+            counts = {part: count.to(device) for part, count in counts.items()}
+            if self.accelerator.num_processes > 1:
+                counts = {part: self.accelerator.reduce(count, reduction="sum") for part, count in counts.items()}
+            pieces = len(batches) * self.accelerator.num_processes
+            self._window = {part: count / pieces for part, count in counts.items()}
+            self.window_rows = [row for batch in batches for row in batch["forget"]["row_id"].tolist()]
+        return batches, None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Loss of one micro-batch, scaled so that the accumulated gradient is that of the whole optimiser batch."""
+        if return_outputs:
+            raise NotImplementedError("evaluate with negpo eval: the training loss of an unlearning run says little")
+        loss, finite_rows = self.batch_loss(model, inputs)
+        finite = torch.isfinite(loss.detach())
+        if self.accelerator.num_processes > 1:
+            finite = self.accelerator.reduce(finite.float(), reduction="mean") == 1
+        if not finite:
+            rows = inputs["forget"]["row_id"]
+            suspects = rows[~finite_rows].tolist() or rows.tolist()
+            self.stop(f"the loss is {loss.item()}", suspects)
+        return loss
+
+    def batch_loss(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(loss, finite)``: the scaled loss, and for each forget row whether its log-probs are finite (B,)."""
+        parts = self.score(model, inputs)
+        self._check_step_zero(parts)
+        forget = parts["forget"]
+        loss, stats = self.forget_loss(parts)
+        unit = _counts(inputs["forget"])[_UNIT[self.reduction]]
+        self._log_forget(forget, loss, stats, unit)
+        total = self.args.forget_weight * self.share(inputs, "forget", self.reduction) * loss
+        if self.args.retain_loss == "nll":
+            retain = parts["retain"]
+            retain_loss, _ = nll_loss(retain.logps, retain.mask)
+            self._buffer.add_tokens("retain", retain.logps, retain.mask)
+            total = total + self._retain_term(inputs, retain_loss, "tokens", self.args.grad_diff_coeff)
+        elif self.args.retain_loss == "kl":
+            unit = "positions" if self.args.kl_positions == "all" else "tokens"
+            total = total + self._retain_term(
+                inputs, self._retain_kl(model, inputs["retain"]), unit, self.args.kl_coeff
+            )
+        return total, torch.isfinite(forget.logps.detach()).all(-1)
+
+    def score(self, model, inputs) -> dict[str, Part]:
+        """Log-probs of all parts through one forward of the concatenated rows."""
+        names = [name for name in PARTS if name in inputs and not (name == "retain" and self.args.retain_loss == "kl")]
+        joined = _concatenate([inputs[name] for name in names], self.processing_class.pad_token_id)
+        logps = model_token_logprobs(model, **joined).logps
+        online = None
+        if self.reference is not None and self.reference.source != "cache" and self.reference_parts:
+            with torch.no_grad(), self.reference.active(model) as reference:
+                online = model_token_logprobs(reference, **joined).logps
+        parts, start = {}, 0
+        for name in names:
+            rows = inputs[name]
+            height, width = rows["labels"].shape
+            place = (slice(start, start + height), slice(0, width - 1))
+            ref_logps = rows.get("ref_logps")
+            if online is not None and name in self.reference_parts:
+                ref_logps = online[place]
+            parts[name] = Part(logps[place], rows["labels"][:, 1:] != -100, ref_logps, rows["row_id"])
+            start += height
+        return parts
+
+    def share(self, inputs, part: str, unit: str) -> torch.Tensor | float:
+        """Factor that turns the mean over this micro-batch into its share of the mean over the optimiser batch.
+
+        Trainer averages micro-batches (and processes) with equal weight. A mean over n items among N in k micro-batches
+        must weigh n/N instead of 1/k, hence n k / N. It is 1 where all micro-batches count the same.
+        """
+        if self.args.token_normalization == "micro_batch" or not self._window:
+            return 1.0
+        return _counts(inputs[part])[_UNIT[unit]] / self._window[part][_UNIT[unit]]
+
+    def _retain_term(self, inputs, loss: torch.Tensor, unit: str, coefficient: float) -> torch.Tensor:
+        n = _counts(inputs["retain"])[_UNIT[unit]]
+        self._buffer.add("retain/loss", loss * n, n)
+        return coefficient * self.share(inputs, "retain", unit) * loss
+
+    def _retain_kl(self, model, rows) -> torch.Tensor:
+        from negpo.logprobs import retain_kl_from_models
+
+        mask = rows["attention_mask"].bool() if self.args.kl_positions == "all" else None
+        if mask is None:  # the state at t predicts label t + 1
+            mask = torch.nn.functional.pad(rows["labels"][:, 1:] != -100, (0, 1))
+        return retain_kl_from_models(model, self.reference.model, rows["input_ids"], rows["attention_mask"], mask=mask)
+
+    def _check_step_zero(self, parts: dict[str, Part]) -> None:
+        if self._reference_checked:
+            return
+        self._reference_checked = True
+        if self.state.global_step > 0:  # resumed: policy and reference differ, as they should
+            return
+        precision = self.accelerator.mixed_precision
+        names = {"no": str(next(self.model.parameters()).dtype).removeprefix("torch."), "bf16": "bfloat16"}
+        for part in parts.values():
+            if part.ref_logps is not None:
+                StepZeroCheck.measure(part.logps, part.ref_logps, part.mask).enforce(names.get(precision, "float16"))
+
+    # ---- logs, guards, checkpoints --------------------------------------------------------------------------------
+
+    def _log_forget(self, forget: Part, loss: torch.Tensor, stats: dict[str, torch.Tensor], unit: torch.Tensor) -> None:
+        self._buffer.add("forget/loss", loss * unit, unit)
+        self._buffer.add_tokens("forget", forget.logps, forget.mask)
+        if forget.ref_logps is not None:
+            self._buffer.add_log_ratio("forget", forget.logps, forget.ref_logps, forget.mask)
+        if forget.logps.requires_grad:
+            # only the (B, T) graph of the objective is walked, not the model
+            (gradient,) = torch.autograd.grad(loss, forget.logps, retain_graph=True)
+            self._buffer.add_weights("forget", gradient, forget.mask, unit)
+        for name in self.logged_stats:
+            self._buffer.add(f"forget/{name}", stats[name] * unit, unit)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._buffer.drain(self.accelerator)
+        super().log(logs, start_time)
+
+    def stop(self, what: str, rows: list[int]) -> None:
+        """Save the weights of the last finished step (they are finite: the guards run before the optimiser), then raise."""
+        step = self.state.global_step
+        kept = "nothing was trained yet"
+        if step:
+            folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+            with contextlib.suppress(TrainingStopped):  # the disk may be full too; the reason to stop is the other one
+                if not folder.exists():
+                    self._save_checkpoint(self.model, trial=None)
+            last = _checkpoint.last_complete(self.args.output_dir)
+            kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
+        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        raise TrainingStopped(
+            f"{what} at step {step + 1}, forget row(s) {shown}. The step was not taken; {kept}. Lower learning_rate, look at "
+            "these rows, or train in float32"
+        )
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise TrainingStopped(_not_saved(folder, error, self.args.output_dir)) from error
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _checkpoint.seal(folder, self._provenance())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write into a hidden folder first, so that ``output_dir`` never holds half a model."""
+        target = Path(output_dir if output_dir is not None else self.args.output_dir)
+        work = target / f".saving-{os.getpid()}"
+        try:
+            super()._save(str(work), state_dict)
+            for path in sorted(work.iterdir()):
+                os.replace(path, target / path.name)
+        except OSError as error:
+            raise TrainingStopped(_not_saved(target, error, self.args.output_dir)) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+_UNIT = {"rows": 0, "tokens": 1, "positions": 2}
+
+
+def _counts(part: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(3,) float64: rows, labelled tokens, tokens of a part."""
+    rows, mask = part["labels"].shape[0], part["labels"][:, 1:] != -100
+    return torch.stack(
+        [mask.new_tensor(rows, dtype=torch.float64), mask.sum().double(), part["attention_mask"].sum().double()]
+    )
+
+
+def _concatenate(parts: list[dict[str, torch.Tensor]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows of all parts below each other, right-padded to the longest: input_ids, attention_mask, labels (B, T)."""
+    width = max(part["input_ids"].shape[1] for part in parts)
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": -100}
+    pad = torch.nn.functional.pad
+    return {
+        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in parts])
+        for name, value in fill.items()
+    }
+
+
+def _not_saved(folder: Path, error: Exception, output_dir: str) -> str:
+    last = _checkpoint.last_complete(output_dir)
+    kept = f"The last complete checkpoint is {last}" if last else "There is no complete checkpoint"
+    return f"{folder} could not be written and was removed: {error}. Free disk space and resume. {kept}"

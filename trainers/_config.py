@@ -1,0 +1,145 @@
+"""Settings shared by every unlearning trainer, and the contradictions that are refused before a model is loaded."""
+
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from negpo.errors import ConfigError
+
+CHOICES = {
+    "retain_loss": ("none", "nll", "kl"),
+    "pairing": ("random", "fixed"),
+    "token_normalization": ("batch", "micro_batch"),
+    "kl_positions": ("all", "labelled"),
+    "reference": ("auto", "cache", "model", "adapters_off"),
+    "train_sampling_strategy": ("random", "sequential"),
+}
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """``transformers.TrainingArguments`` plus what unlearning needs.
+
+    The objective is ``forget_weight * forget + grad_diff_coeff * NLL(retain)`` or ``+ kl_coeff * KL(ref || policy)`` on
+    retain rows; the coefficients carry the names of the NPO code (arXiv 2404.05868). open-unlearning calls the first
+    ``gamma`` and the retain ones ``alpha``. Defaults that differ from ``TrainingArguments``: lr 1e-5, 10 epochs and every
+    step logged (all papers), bf16 autocast on a GPU that has it and never on a CPU.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the forget rows."})
+    logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 autocast. Default: on where the GPU has it, off on a CPU."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
+
+    max_length: int = field(default=512, metadata={"help": "Tokens of prompt plus answer; longer rows are cut."})
+    label_stride: int = field(
+        default=1,
+        metadata={"help": "Train on the forget tokens at positions k, 2k, 3k, ... only (CATNIP on WMDP: 16)."},
+    )
+    retain_loss: str = field(default="none", metadata={"help": "Term on retain rows: none, nll or kl."})
+    grad_diff_coeff: float = field(default=1.0, metadata={"help": "Weight of the retain NLL."})
+    kl_coeff: float = field(default=1.0, metadata={"help": "Weight of the retain KL(reference || policy)."})
+    kl_positions: str = field(
+        default="all", metadata={"help": "KL over all tokens (the papers; here without padding) or labelled ones."}
+    )
+    pairing: str = field(
+        default="random",
+        metadata={"help": "Retain partner of a forget row: drawn anew every epoch, or fixed as in the NPO code."},
+    )
+    token_normalization: str = field(
+        default="batch",
+        metadata={
+            "help": "Means run over the whole optimiser batch (batch), or over each micro-batch and are then averaged "
+            "(micro_batch, what the papers' code does; depends on how the batch is split)."
+        },
+    )
+    trainable_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Regular expressions; parameters that match one are trained, others frozen."}
+    )
+    reference: str = field(
+        default="auto",
+        metadata={
+            "help": "Where reference log-probs come from: cache (computed once, on disk), adapters_off (PEFT) or model "
+            "(a second one), the last two every step. auto: cache."
+        },
+    )
+    reference_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of reference log-probs. Default: OUTPUT_DIR/reference."}
+    )
+    check_reference: bool = field(
+        default=True, metadata={"help": "Refuse to start when policy and reference differ before the first step."}
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained when the model is given by name."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and _gpu_has_bf16(self.use_cpu)
+        self.validate()
+        super().__post_init__()
+
+    @property
+    def forget_weight(self) -> float:
+        """Factor of the forget term. Methods whose papers name one override this."""
+        return 1.0
+
+    def validate(self) -> None:
+        """Raise ConfigError for values and combinations that cannot be meant. Subclasses extend it."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        for name in ("max_length", "label_stride"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("grad_diff_coeff", "kl_coeff"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; a negative weight would train away from retain data"
+                )
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
+            raise ConfigError(
+                "eval_strategy must be 'no': unlearning is judged by negpo eval. To stop on utility during training, "
+                "pass UtilityFloorCallback"
+            )
+        if self.remove_unused_columns:
+            raise ConfigError("remove_unused_columns must stay False: batches are nested in forget and retain parts")
+        for pattern in self.trainable_parameters or []:
+            _check_pattern(pattern)
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        needs_bitsandbytes = "paged" in optimizer or "8bit" in optimizer or "bnb" in optimizer
+        if needs_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"optim={optimizer} needs bitsandbytes: pip install 'negpo[quantization]', or set optim=adamw_torch "
+                "(the same update without paging)"
+            )
+
+
+def require_positive(config: UnlearnConfig, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be greater than 0")
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"trainable_parameters: {pattern!r} is not a regular expression ({error})") from error
+
+
+def _gpu_has_bf16(use_cpu: bool) -> bool:
+    import torch
+
+    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -1,0 +1,246 @@
+"""Rows in, nested batches out.
+
+Everything random here is a pure function of (seed, epoch, index): the order of the forget rows, the retain partner of
+each and its "I don't know" answer. A resumed run therefore sees exactly the batches it would have seen.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from negpo.data.collate import pad_batch
+from negpo.data.qa import IGNORE, QATemplate, encode_qa, encode_text, has_answer
+from negpo.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Encoded = dict[str, list[int]]
+FORMATS = ("question", "answer"), ("prompt", "completion"), ("text",), ("input_ids", "labels")
+PARTS = ("forget", "retain", "idk")
+
+
+def draw(seed: int, epoch: int, index: int, n: int, stream: str) -> int:
+    """A uniform integer in [0, n) that depends on the arguments only, on every platform and library version."""
+    digest = hashlib.blake2b(f"{stream}/{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % n
+
+
+def check_rows(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows as a list, or DataError naming the argument, row and field that is missing, empty or no text."""
+    rows = list(rows)
+    if not rows:
+        raise DataError("there are no rows", file=name)
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"expected a dict with fields, found {type(row).__name__}", file=name, row=index)
+        fields = _format_of(row, name, index)
+        for key in fields if fields[0] != "input_ids" else ():
+            if not isinstance(row[key], str):
+                raise DataError(f"expected text, found {type(row[key]).__name__}", file=name, row=index, field=key)
+            if not row[key].strip():
+                raise DataError("the text is empty; fill it in or remove the row", file=name, row=index, field=key)
+    return rows
+
+
+def _format_of(row: Row, name: str, index: int) -> tuple[str, ...]:
+    for fields in FORMATS:
+        if fields[0] in row:
+            if missing := [key for key in fields if key not in row]:
+                raise DataError("the field is missing", file=name, row=index, field=missing[0])
+            return fields
+    shapes = ", or ".join(" and ".join(fields) for fields in FORMATS)
+    raise DataError(f"found fields {sorted(row)}; a row needs {shapes}", file=name, row=index)
+
+
+def check_disjoint(forget: Sequence[Row], retain: Sequence[Row]) -> None:
+    """DataError when a row stands in both sets: its two terms would cancel, and the run would measure nothing."""
+    places = {_identity(row): index for index, row in enumerate(retain)}
+    shared = [(index, places[key]) for index, row in enumerate(forget) if (key := _identity(row)) in places]
+    if not shared:
+        return
+    if len(shared) == len(forget) == len(retain):
+        raise DataError("the forget set and the retain set are the same rows", file="retain_dataset")
+    raise DataError(
+        f"{len(shared)} of {len(forget)} forget rows also stand in the retain set, first forget row {shared[0][0]} = "
+        f"retain row {shared[0][1]}. Remove them from one of the two",
+        file="retain_dataset",
+        row=shared[0][1],
+    )
+
+
+def _identity(row: Row) -> tuple:
+    fields = next(fields for fields in FORMATS if fields[0] in row)
+    return tuple(row[key].strip() if isinstance(row[key], str) else tuple(row[key]) for key in fields)
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: Any, template: QATemplate, *, max_length: int, name: str, label_stride: int = 1
+) -> tuple[list[Encoded], list[int]]:
+    """Token ids and labels of each row, and the row numbers they came from.
+
+    A row whose answer is cut away by ``max_length`` raises DataError. With ``label_stride`` k > 1 only labels at positions
+    k, 2k, ... stay; rows too short to keep one are left out and counted in a warning.
+    """
+    encoded, kept, cut = [], [], 0
+    for index, row in enumerate(rows):
+        item = _encode(row, tokenizer, template, max_length)
+        cut += len(item["input_ids"]) > max_length + 1  # the template may append one eos after its own truncation
+        if len(item["input_ids"]) > max_length + 1:
+            item = {key: values[:max_length] for key, values in item.items()}
+        if not _has_target(item, tokenizer, row):
+            raise DataError(
+                f"no answer token is left after cutting to max_length={max_length}; raise max_length or shorten the row",
+                file=name,
+                row=index,
+                field="answer" if "answer" in row else "completion" if "completion" in row else None,
+            )
+        if label_stride > 1:
+            item["labels"] = [
+                label if position and position % label_stride == 0 else IGNORE
+                for position, label in enumerate(item["labels"])
+            ]
+        if any(label != IGNORE for label in item["labels"][1:]):
+            encoded.append(item)
+            kept.append(index)
+    if cut:
+        logger.warning("%s: %d of %d rows are longer than max_length=%d and were cut", name, cut, len(rows), max_length)
+    if len(kept) < len(rows):
+        logger.warning("%s: %d rows have no label at a multiple of %d", name, len(rows) - len(kept), label_stride)
+    if not encoded:
+        raise DataError(f"label_stride={label_stride} leaves no label in any row; lower it", file=name)
+    return encoded, kept
+
+
+def _encode(row: Row, tokenizer: Any, template: QATemplate, max_length: int) -> Encoded:
+    if "question" in row:
+        return encode_qa(tokenizer, template, row["question"], row["answer"], max_length=max_length)
+    if "prompt" in row:
+        prompt = list(tokenizer(row["prompt"])["input_ids"])
+        answer = [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
+    if "text" in row:
+        # encode_text counts max_length after the (here empty) prefix, whose ids may hold a bos
+        return {
+            key: ids[:max_length] for key, ids in encode_text(tokenizer, row["text"], max_length=max_length).items()
+        }
+    return {"input_ids": list(row["input_ids"]), "labels": list(row["labels"])}
+
+
+def _has_target(item: Encoded, tokenizer: Any, row: Row) -> bool:
+    if "question" in row:
+        return has_answer(item, tokenizer.eos_token_id)
+    return any(label != IGNORE for label in item["labels"][1:])
+
+
+def label_count(item: Encoded) -> int:
+    """Labels that are scored: all but a label at position 0, which no token predicts."""
+    return sum(label != IGNORE for label in item["labels"][1:])
+
+
+@dataclass
+class ForgetRetainDataset(torch.utils.data.Dataset):
+    """Forget rows with their partners. Indexed by ``(epoch, index)``, so worker processes need no shared state.
+
+    ``idk`` holds, for every forget row, its question with each candidate "I don't know" answer, encoded.
+    ``references`` maps a part to a callable from its reference row number to log-probs.
+    """
+
+    forget: list[Encoded]
+    retain: list[Encoded] | None
+    seed: int
+    fixed_pairing: bool
+    row_ids: list[int]
+    idk: "IdkRows | None" = None
+    references: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.forget)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, dict[str, Any]]:
+        epoch, index = key
+        parts = {"forget": self._part("forget", self.forget[index], index) | {"row_id": self.row_ids[index]}}
+        drawn_in = 0 if self.fixed_pairing else epoch
+        if self.retain is not None:
+            partner = draw(self.seed, drawn_in, index, len(self.retain), "retain")
+            parts["retain"] = self._part("retain", self.retain[partner], partner) | {"row_id": partner}
+        if self.idk is not None:
+            place = self.idk.place(drawn_in, index)
+            parts["idk"] = self._part("idk", self.idk[place], place) | {"row_id": index}
+        return parts
+
+    def _part(self, name: str, item: Encoded, place: int) -> dict[str, Any]:
+        reference = self.references.get(name)
+        return dict(item) if reference is None else item | {"ref_logps": reference[place]}
+
+
+class IdkRows(Sequence):
+    """The (question, "I don't know" answer) pairs that a run will draw, each encoded once.
+
+    ``rows`` are the forget rows, ``encode(row, answer)`` gives ids and labels. Because draws are pure, all pairs of all
+    ``epochs`` are known before the first step and their reference log-probs can be cached like any others.
+    """
+
+    def __init__(self, rows: Sequence[Row], answers: Sequence[str], encode: Any, *, seed: int, epochs: int):
+        self._seed, self._answers = seed, answers
+        pairs = sorted({(i, self._answer(epoch, i)) for epoch in range(epochs) for i in range(len(rows))})
+        self._places = {pair: place for place, pair in enumerate(pairs)}
+        self._items = [encode(rows[index], answers[answer]) for index, answer in pairs]
+
+    def _answer(self, epoch: int, index: int) -> int:
+        return draw(self._seed, epoch, index, len(self._answers), "idk")
+
+    def place(self, epoch: int, index: int) -> int:
+        return self._places[index, self._answer(epoch, index)]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, place: int) -> Encoded:
+        return self._items[place]
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Yields ``(epoch, index)``; the order is a pure function of (seed, epoch). The Trainer calls ``set_epoch``."""
+
+    def __init__(self, n: int, seed: int, *, shuffle: bool):
+        self.n, self.seed, self.shuffle, self.epoch = n, seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order: Sequence[int] = range(self.n)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(draw(self.seed, self.epoch, 0, 2**62, "order"))
+            order = torch.randperm(self.n, generator=generator).tolist()
+        epoch = self.epoch
+        return iter([(epoch, index) for index in order])
+
+
+def collate(items: Sequence[dict[str, dict[str, Any]]], pad_id: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Items to ``{"forget": {...}, "retain": {...}}`` with input_ids, labels, attention_mask (B, T) and row_id (B,).
+
+    ``ref_logps`` becomes (B, T-1) float32, 0 where nothing is labelled. The nesting keeps ``labels`` off the top level:
+    transformers would otherwise sum micro-batch means over accumulation steps instead of averaging them.
+    """
+    batch = {}
+    for name in PARTS:
+        if name not in items[0]:
+            continue
+        rows = [item[name] for item in items]
+        part = pad_batch(rows, pad_id)
+        part["row_id"] = torch.tensor([row["row_id"] for row in rows])
+        if "ref_logps" in rows[0]:
+            mask = part["labels"][:, 1:] != IGNORE
+            part["ref_logps"] = torch.zeros(mask.shape, dtype=torch.float32)
+            part["ref_logps"][mask] = torch.cat([torch.tensor(row["ref_logps"]) for row in rows])
+        batch[name] = part
+    return batch

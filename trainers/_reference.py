@@ -1,0 +1,106 @@
+"""Where a run's reference comes from: cached log-probs, the model without its adapter, or a second model."""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from negpo.errors import ConfigError
+from negpo.reference import ReferenceCache, ReferenceKey, build_or_open, hash_model, hash_rows, score_rows
+from negpo.trainers._data import Encoded, label_count
+from negpo.trainers._model import is_peft
+
+logger = logging.getLogger(__name__)
+
+
+class Reference:
+    """The frozen starting point of a run.
+
+    ``source`` is "cache" (log-probs computed once before training), "adapters_off" or "model" (every step). "auto" picks
+    the cache: a forget set is small and visited many times, so one pass replaces one reference forward per step. A KL
+    term needs whole distributions, which no cache holds: it uses the model without adapter, else a second model.
+    """
+
+    def __init__(self, model: Any, ref_model: Any, *, source: str, needs_distributions: bool):
+        if source == "adapters_off" and not is_peft(model):
+            raise ConfigError("reference=adapters_off needs a PEFT model; pass peft_config or choose cache or model")
+        if source == "adapters_off" and ref_model is not None:
+            raise ConfigError("reference=adapters_off ignores ref_model; drop one of the two")
+        self.source = "cache" if source == "auto" else source
+        self.policy, self.model = model, ref_model
+        needs_model = needs_distributions or self.source == "model"
+        if needs_model and ref_model is None and (self.source == "model" or not is_peft(model)):
+            self.model = copy.deepcopy(model)
+        if self.model is not None:
+            self.model.requires_grad_(False).eval()
+        behind = "ref_model" if ref_model is not None else "adapters off" if self.model is None else "a frozen copy"
+        logger.info(
+            "reference: log-probs from %s%s",
+            self.source,
+            f"; distributions from {behind}" if needs_distributions else "",
+        )
+
+    @contextmanager
+    def active(self, policy: Any) -> Iterator[Any]:
+        """The reference as a model in eval mode: the second one, or ``policy`` (maybe wrapped) with adapters off."""
+        if self.model is not None:
+            yield self.model
+            return
+        training = [module for module in policy.modules() if module.training]
+        policy.eval()
+        try:
+            with self.policy.disable_adapter() if is_peft(self.policy) else _unchanged():
+                yield policy
+        finally:
+            for module in training:
+                module.training = True
+
+    def cached(
+        self,
+        rows: Sequence[Encoded],
+        accelerator: Any,
+        directory: Path,
+        *,
+        pad_id: int,
+        max_length: int,
+        identity: dict[str, str],
+    ) -> ReferenceCache:
+        """Log-probs of ``rows``, from disk or computed now on one process while the others wait."""
+        source = self.model if self.model is not None else self.policy
+        key = ReferenceKey(
+            rows=hash_rows(rows),
+            weights=hash_model(source, adapters=self.model is not None),
+            max_length=max_length,
+            precision=f"{next(source.parameters()).dtype}/{accelerator.mixed_precision}".removeprefix("torch."),
+            **identity,
+        )
+
+        def compute():
+            with self.active(self.policy) as model, _placed(model, accelerator.device), accelerator.autocast():
+                yield from score_rows(model, rows, pad_id=pad_id)
+
+        with accelerator.main_process_first():
+            return build_or_open(directory, key, [label_count(row) for row in rows], compute)
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _placed(model: Any, device: torch.device) -> Iterator[None]:
+    """Scoring happens on ``device`` even where the Trainer leaves the model on the CPU until it shards it."""
+    home = next(model.parameters()).device
+    if home == device or getattr(model, "quantization_method", None) is not None:
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
