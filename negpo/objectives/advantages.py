@@ -57,7 +57,7 @@ def signed_advantages(rewards: Tensor, *, positive_weight: float = 0.1, negative
         raise ValueError(f"rewards has shape {tuple(rewards.shape)}, expected (N,)")
     require_non_negative(positive_weight=positive_weight, negative_weight=negative_weight)
     values = rewards.to(_float_dtype(rewards))
-    signed = torch.where(values == 1, positive_weight, -negative_weight).to(values)
+    signed = torch.full_like(values, -negative_weight).masked_fill(values == 1, positive_weight)
     return torch.where(values.isnan(), 0.0, signed)
 
 
