@@ -1,0 +1,91 @@
+"""The proof after every sync: the same few tokens are scored by engine and trainer, and the layers are compared.
+
+Log-probs see everything an engine does wrong (a stale packed kernel, a wrong rope base), but only above rounding: a
+bfloat16 engine one small step behind looks current. Where an engine shows its layers they are compared as well, which
+catches the small step and names the layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from negpo.rollout.base import RolloutEngine, StaleWeightsError, SyncReport
+from negpo.rollout.decoding import decoding_mode
+from negpo.rollout.weights import unwrap
+
+# Largest |engine - trainer| of a token's log-prob, in nats; the mean may reach a fifth of it. Unlikely random tokens
+# have logits of -15 and more, of which bfloat16 keeps 8 bits.
+TOLERANCE = {torch.float64: 5e-4, torch.float32: 5e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Token sequences to score. They are drawn once from the vocabulary with a fixed seed."""
+
+    sequences: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def for_model(cls, model: nn.Module, *, sequences: int = 4, length: int = 16) -> Probe:
+        vocabulary = unwrap(model).config.get_text_config(decoder=True).vocab_size
+        ids = torch.randint(vocabulary, (sequences, length), generator=torch.Generator().manual_seed(0))
+        return cls(tuple(map(tuple, ids.tolist())))
+
+    def verify(self, engine: RolloutEngine, model: nn.Module, *, started: float | None = None) -> SyncReport:
+        """Score on both sides, compare layers, and refuse when either differs.
+
+        Args:
+            started: `time.perf_counter()` at the beginning of the sync, so that the report covers all of it.
+
+        Raises:
+            StaleWeightsError: a gap is above the tolerance of the engine's dtype, or a layer differs.
+        """
+        started = time.perf_counter() if started is None else started
+        theirs, ours = engine.score(self.sequences), score_tokens(model, self.sequences)
+        gaps = torch.tensor([abs(a - b) for x, y in zip(theirs, ours, strict=True) for a, b in zip(x, y, strict=True)])
+        layers = engine.stale_layers(model)
+        tolerance = TOLERANCE[engine.dtype]
+        report = SyncReport(
+            max_gap=float(gaps.max()),
+            mean_gap=float(gaps.mean()),
+            tolerance=tolerance,
+            tokens=gaps.numel(),
+            seconds=time.perf_counter() - started,
+        )
+        # Written so that a NaN gap fails.
+        close = report.max_gap <= tolerance and report.mean_gap <= tolerance / 5
+        if layers or not close:
+            raise StaleWeightsError(_explain(engine.name, report, layers), layers=layers)
+        return report
+
+
+def _explain(engine: str, report: SyncReport, layers: Sequence[str]) -> str:
+    head = (
+        f"{engine} engine does not hold the trainer's weights: log-probs of {report.tokens} probe tokens differ by up "
+        f"to {report.max_gap:.3g} nats, on average {report.mean_gap:.3g} (allowed {report.tolerance:g} and "
+        f"{report.tolerance / 5:g})."
+    )
+    if layers:
+        more = f" and {len(layers) - 8} more" if len(layers) > 8 else ""
+        return f"{head} Layers that differ: {', '.join(layers[:8])}{more}. Restart the engine from a fresh checkpoint."
+    return (
+        f"{head} No layer stands out: check that both sides use the same checkpoint, dtype and rope settings, "
+        "then restart the engine."
+    )
+
+
+def score_tokens(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Log-probs at temperature 1 of tokens 1, 2, ... of every sequence under a torch model, as one padded batch."""
+    from negpo.logprobs import model_token_logprobs
+
+    device = next(model.parameters()).device
+    longest = max(map(len, sequences))
+    ids = torch.tensor([list(s) + [0] * (longest - len(s)) for s in sequences], device=device)
+    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=device)
+    with decoding_mode(model):
+        scored = model_token_logprobs(model, ids, mask, ids.masked_fill(mask == 0, -100))
+    return [row[: len(s) - 1].tolist() for row, s in zip(scored.logps, sequences, strict=True)]
