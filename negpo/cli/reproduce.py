@@ -11,7 +11,7 @@ def add_parser(subparsers) -> None:
         help="NPO paper (arXiv 2404.05868) section 4: logistic models on random features",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    synthetic.add_argument("--out", default="runs/npo-synthetic", help="folder for results.json, plots and report.html")
+    synthetic.add_argument("--out", default="runs/npo-synthetic", help="folder for results.json, curves.png, claims.md")
     synthetic.add_argument("--seeds", type=int, default=5, help="number of independent instances")
     synthetic.add_argument("--steps", type=int, default=2000, help="unlearning steps")
     synthetic.add_argument(
@@ -26,8 +26,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from negpo.lab.npo_synthetic import SyntheticSettings, claims_table, run_experiment, write_outputs
 
     settings = SyntheticSettings(seeds=args.seeds, steps=args.steps, pretrain_steps=args.pretrain_steps)
-    result = run_experiment(settings)
     console = Console()
+    with console.status("NPO paper, synthetic experiment") as status:
+        result = run_experiment(settings, tell=status.update)
     console.print(claims_table(result))
     for path in write_outputs(result, args.out):
         console.print(f"written: {path}", soft_wrap=True)
