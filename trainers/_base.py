@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import shutil
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from negpo.logprobs import model_token_logprobs
 from negpo.objectives import nll_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
 from negpo.trainers import _checkpoint
+from negpo.trainers._batch import UNITS, Part, concatenate, count, counts
 from negpo.trainers._callbacks import FiniteGradients
 from negpo.trainers._config import UnlearnConfig
 from negpo.trainers._data import (
@@ -34,16 +34,6 @@ from negpo.trainers._model import check_vocabulary, choose_trainable, load_model
 from negpo.trainers._reference import Reference
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Part:
-    """Scored rows of one kind: ``logps``, ``mask``, ``ref_logps`` (B, T-1); ``row_id`` (B,)."""
-
-    logps: torch.Tensor
-    mask: torch.Tensor
-    ref_logps: torch.Tensor | None
-    row_id: torch.Tensor
 
 
 class UnlearnTrainer(Trainer):
@@ -69,12 +59,12 @@ class UnlearnTrainer(Trainer):
 
     config_class: ClassVar[type[UnlearnConfig]] = UnlearnConfig
     reduction: ClassVar[str] = "tokens"  # what the objective averages over: "tokens" or "rows"
-    reference_parts: tuple[str, ...] = ()  # parts whose reference log-probs the objective reads
     logged_stats: ClassVar[tuple[str, ...]] = ()  # further statistics of the objective, logged as forget/NAME
-    needs_distributions: bool = False  # a reference model must be at hand during training
+    needs_reference_model: ClassVar[bool] = False  # log-probs are not enough: a reference model is needed every step
+    has_own_retain_term: ClassVar[bool] = False  # needs retain_dataset whatever retain_loss says
 
-    # The loss is a mean: Trainer divides it by the accumulation steps (attribute read from transformers 5.19 on; before,
-    # the None that get_batch_samples returns says the same).
+    # The loss is a mean: Trainer divides it by the accumulation steps. The attribute is read from transformers 5.19 on;
+    # before, the None that get_batch_samples returns says the same.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -98,7 +88,8 @@ class UnlearnTrainer(Trainer):
         dataset = self.encode(args, tokenizer, train_dataset, retain_dataset)
         check_vocabulary(model, tokenizer, [*dataset.forget, *(dataset.retain or []), *(dataset.idk or [])])
 
-        self._needs_distributions = self.needs_distributions or args.retain_loss == "kl"
+        self._reference_parts = self.reference_parts(args)
+        self._needs_model = self.needs_reference_model or args.retain_loss == "kl"
         model = load_model(model, args.model_init_kwargs)
         ref_model = load_model(ref_model, args.model_init_kwargs) if isinstance(ref_model, str) else ref_model
         model = choose_trainable(model, args, peft_config)
@@ -123,6 +114,10 @@ class UnlearnTrainer(Trainer):
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
+    def reference_parts(self, args: UnlearnConfig) -> tuple[str, ...]:
+        """Parts whose reference log-probs the objective reads: "forget", "idk"."""
+        return ()
+
     def forget_loss(self, parts: dict[str, Part]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The objective on ``parts["forget"]`` (and ``parts["idk"]``): ``(loss, stats)`` of negpo.objectives."""
         raise NotImplementedError
@@ -135,15 +130,19 @@ class UnlearnTrainer(Trainer):
             raise ConfigError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(args).__name__}")
         if train_dataset is None:
             raise ConfigError("train_dataset is missing: pass the rows to forget")
-        if args.retain_loss != "none" and retain_dataset is None:
-            raise ConfigError(f"retain_loss={args.retain_loss} needs retain_dataset; pass it or set retain_loss=none")
-        if args.retain_loss == "none" and retain_dataset is not None:
+        uses_retain = args.retain_loss != "none" or self.has_own_retain_term
+        if uses_retain and retain_dataset is None:
+            change = "" if self.has_own_retain_term else " or set retain_loss=none"
+            raise ConfigError(f"retain_dataset is missing: the loss has a retain term. Pass rows to keep{change}")
+        if not uses_retain and retain_dataset is not None:
             raise ConfigError(
                 "retain_dataset would be ignored: retain_loss is none. Set retain_loss=nll or kl, or drop it"
             )
         if peft_config is not None and args.trainable_parameters:
             raise ConfigError("peft_config and trainable_parameters exclude each other: LoRA decides what is trained")
-        if ref_model is not None and not (self.reference_parts or args.retain_loss == "kl" or self.needs_distributions):
+        if ref_model is not None and not (
+            self.reference_parts(args) or args.retain_loss == "kl" or self.needs_reference_model
+        ):
             raise ConfigError(f"ref_model would be ignored: {type(self).__name__} with these settings has no reference")
 
     def encode(self, args, tokenizer, train_dataset, retain_dataset) -> ForgetRetainDataset:
@@ -164,7 +163,7 @@ class UnlearnTrainer(Trainer):
         return EpochSampler(len(dataset), dataset.seed, shuffle=self.args.train_sampling_strategy == "random")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
-        """As in transformers. ``resume_from_checkpoint=True`` takes the newest complete checkpoint of ``output_dir``."""
+        """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
         resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
         self._prepare_reference()  # here the weights are still those of the starting model, on resume too
         if resume is not None:
@@ -172,12 +171,12 @@ class UnlearnTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume, **kwargs)
 
     def _prepare_reference(self) -> None:
-        if self.reference is not None or not (self.reference_parts or self._needs_distributions):
+        if self.reference is not None or not (self._reference_parts or self._needs_model):
             return
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise ConfigError("a reference under ZeRO-3 is not supported: its weights are split up. Use ZeRO-2 or FSDP")
         self.reference = Reference(
-            self.model, self._ref_model, source=self.args.reference, needs_distributions=self._needs_distributions
+            self.model, self._ref_model, source=self.args.reference, needs_model=self._needs_model
         )
         if self.reference.model is not None:
             self.reference.model.to(self.args.device)
@@ -188,7 +187,7 @@ class UnlearnTrainer(Trainer):
             "template": self.template.hash(self.processing_class),
         }
         directory = Path(self.args.reference_cache_dir or Path(self.args.output_dir) / "reference")
-        for part in self.reference_parts:
+        for part in self._reference_parts:
             cache = self.reference.cached(
                 getattr(self.train_dataset, part),
                 self.accelerator,
@@ -215,12 +214,12 @@ class UnlearnTrainer(Trainer):
         """Also counts what the whole optimiser batch holds on all processes, for means that run over all of it."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            counts = {part: sum(_counts(batch[part]) for batch in batches) for part in batches[0]}
-            counts = {part: count.to(device) for part, count in counts.items()}
-            if self.accelerator.num_processes > 1:
-                counts = {part: self.accelerator.reduce(count, reduction="sum") for part, count in counts.items()}
             pieces = len(batches) * self.accelerator.num_processes
-            self._window = {part: count / pieces for part, count in counts.items()}
+            for part in batches[0]:
+                total = sum(counts(batch[part]) for batch in batches).to(device)
+                if self.accelerator.num_processes > 1:
+                    total = self.accelerator.reduce(total, reduction="sum")
+                self._window[part] = total / pieces
             self.window_rows = [row for batch in batches for row in batch["forget"]["row_id"].tolist()]
         return batches, None
 
@@ -244,7 +243,7 @@ class UnlearnTrainer(Trainer):
         self._check_step_zero(parts)
         forget = parts["forget"]
         loss, stats = self.forget_loss(parts)
-        unit = _counts(inputs["forget"])[_UNIT[self.reduction]]
+        unit = count(inputs["forget"], self.reduction)
         self._log_forget(forget, loss, stats, unit)
         total = self.args.forget_weight * self.share(inputs, "forget", self.reduction) * loss
         if self.args.retain_loss == "nll":
@@ -262,10 +261,10 @@ class UnlearnTrainer(Trainer):
     def score(self, model, inputs) -> dict[str, Part]:
         """Log-probs of all parts through one forward of the concatenated rows."""
         names = [name for name in PARTS if name in inputs and not (name == "retain" and self.args.retain_loss == "kl")]
-        joined = _concatenate([inputs[name] for name in names], self.processing_class.pad_token_id)
+        joined = concatenate([inputs[name] for name in names], self.processing_class.pad_token_id)
         logps = model_token_logprobs(model, **joined).logps
         online = None
-        if self.reference is not None and self.reference.source != "cache" and self.reference_parts:
+        if self.reference is not None and self.reference.source != "cache" and self._reference_parts:
             with torch.no_grad(), self.reference.active(model) as reference:
                 online = model_token_logprobs(reference, **joined).logps
         parts, start = {}, 0
@@ -274,7 +273,7 @@ class UnlearnTrainer(Trainer):
             height, width = rows["labels"].shape
             place = (slice(start, start + height), slice(0, width - 1))
             ref_logps = rows.get("ref_logps")
-            if online is not None and name in self.reference_parts:
+            if online is not None and name in self._reference_parts:
                 ref_logps = online[place]
             parts[name] = Part(logps[place], rows["labels"][:, 1:] != -100, ref_logps, rows["row_id"])
             start += height
@@ -288,10 +287,10 @@ class UnlearnTrainer(Trainer):
         """
         if self.args.token_normalization == "micro_batch" or not self._window:
             return 1.0
-        return _counts(inputs[part])[_UNIT[unit]] / self._window[part][_UNIT[unit]]
+        return count(inputs[part], unit) / self._window[part][UNITS.index(unit)]
 
     def _retain_term(self, inputs, loss: torch.Tensor, unit: str, coefficient: float) -> torch.Tensor:
-        n = _counts(inputs["retain"])[_UNIT[unit]]
+        n = count(inputs["retain"], unit)
         self._buffer.add("retain/loss", loss * n, n)
         return coefficient * self.share(inputs, "retain", unit) * loss
 
@@ -335,7 +334,7 @@ class UnlearnTrainer(Trainer):
         super().log(logs, start_time)
 
     def stop(self, what: str, rows: list[int]) -> None:
-        """Save the weights of the last finished step (they are finite: the guards run before the optimiser), then raise."""
+        """Save the weights of the last finished step (finite: the guards run before the optimiser), then raise."""
         step = self.state.global_step
         kept = "nothing was trained yet"
         if step:
@@ -347,8 +346,8 @@ class UnlearnTrainer(Trainer):
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
         raise TrainingStopped(
-            f"{what} at step {step + 1}, forget row(s) {shown}. The step was not taken; {kept}. Lower learning_rate, look at "
-            "these rows, or train in float32"
+            f"{what} at step {step + 1}, forget row(s) {shown}. The step was not taken; {kept}. Lower learning_rate, "
+            "look at these rows, or train in float32"
         )
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -375,28 +374,6 @@ class UnlearnTrainer(Trainer):
             raise TrainingStopped(_not_saved(target, error, self.args.output_dir)) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
-
-
-_UNIT = {"rows": 0, "tokens": 1, "positions": 2}
-
-
-def _counts(part: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(3,) float64: rows, labelled tokens, tokens of a part."""
-    rows, mask = part["labels"].shape[0], part["labels"][:, 1:] != -100
-    return torch.stack(
-        [mask.new_tensor(rows, dtype=torch.float64), mask.sum().double(), part["attention_mask"].sum().double()]
-    )
-
-
-def _concatenate(parts: list[dict[str, torch.Tensor]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows of all parts below each other, right-padded to the longest: input_ids, attention_mask, labels (B, T)."""
-    width = max(part["input_ids"].shape[1] for part in parts)
-    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": -100}
-    pad = torch.nn.functional.pad
-    return {
-        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in parts])
-        for name, value in fill.items()
-    }
 
 
 def _not_saved(folder: Path, error: Exception, output_dir: str) -> str:

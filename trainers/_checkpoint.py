@@ -1,8 +1,8 @@
 """Checkpoints that are either complete or absent.
 
 The Trainer writes a checkpoint file by file. A run killed in between leaves a folder that looks usable, so a finished
-checkpoint is sealed: the last file written lists every other file with its size. Folders without a matching seal are not
-resumed from.
+checkpoint is sealed: the last file written lists every other file with its size. Folders without a matching seal are
+not resumed from.
 """
 
 import json
@@ -74,8 +74,8 @@ def check_provenance(folder: str, current: dict[str, Any]) -> None:
     differing = [name for name in current if saved.get(name) != current[name]]
     if differing:
         raise ConfigError(
-            f"cannot resume from {folder}: {' and '.join(differing)} differ from those of the run that saved it. Pass the "
-            "same rows, settings and *starting* model (not the checkpoint) as in the first run"
+            f"cannot resume from {folder}: {' and '.join(differing)} differ from those of the run that saved it. Pass "
+            "the same rows, settings and *starting* model (not the checkpoint) as in the first run"
         )
 
 

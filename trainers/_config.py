@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from transformers import TrainingArguments
 
 from negpo.errors import ConfigError
@@ -25,8 +26,8 @@ class UnlearnConfig(TrainingArguments):
 
     The objective is ``forget_weight * forget + grad_diff_coeff * NLL(retain)`` or ``+ kl_coeff * KL(ref || policy)`` on
     retain rows; the coefficients carry the names of the NPO code (arXiv 2404.05868). open-unlearning calls the first
-    ``gamma`` and the retain ones ``alpha``. Defaults that differ from ``TrainingArguments``: lr 1e-5, 10 epochs and every
-    step logged (all papers), bf16 autocast on a GPU that has it and never on a CPU.
+    ``gamma`` and the retain ones ``alpha``. Defaults that differ from ``TrainingArguments``: lr 1e-5 and 10 epochs (all
+    papers), every step logged, bf16 autocast on a GPU that has it and never on a CPU.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
@@ -84,6 +85,7 @@ class UnlearnConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and _gpu_has_bf16(self.use_cpu)
+        self.dataloader_pin_memory &= torch.cuda.is_available()
         self.validate()
         super().__post_init__()
 
@@ -102,9 +104,7 @@ class UnlearnConfig(TrainingArguments):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("grad_diff_coeff", "kl_coeff"):
             if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; a negative weight would train away from retain data"
-                )
+                raise ConfigError(f"{name} is {getattr(self, name)}; a negative weight would unlearn the retain data")
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
             raise ConfigError(
                 "eval_strategy must be 'no': unlearning is judged by negpo eval. To stop on utility during training, "
@@ -140,6 +140,4 @@ def _check_pattern(pattern: str) -> None:
 
 
 def _gpu_has_bf16(use_cpu: bool) -> bool:
-    import torch
-
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -83,8 +83,8 @@ def encode_rows(
 ) -> tuple[list[Encoded], list[int]]:
     """Token ids and labels of each row, and the row numbers they came from.
 
-    A row whose answer is cut away by ``max_length`` raises DataError. With ``label_stride`` k > 1 only labels at positions
-    k, 2k, ... stay; rows too short to keep one are left out and counted in a warning.
+    A row whose answer is cut away by ``max_length`` raises DataError. With ``label_stride`` k > 1 only labels at
+    positions k, 2k, ... stay; rows too short to keep one are left out and counted in a warning.
     """
     encoded, kept, cut = [], [], 0
     for index, row in enumerate(rows):
@@ -94,7 +94,7 @@ def encode_rows(
             item = {key: values[:max_length] for key, values in item.items()}
         if not _has_target(item, tokenizer, row):
             raise DataError(
-                f"no answer token is left after cutting to max_length={max_length}; raise max_length or shorten the row",
+                f"no answer token is left after cutting to max_length={max_length}; raise it or shorten the row",
                 file=name,
                 row=index,
                 field="answer" if "answer" in row else "completion" if "completion" in row else None,

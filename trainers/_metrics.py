@@ -37,7 +37,7 @@ class LogBuffer:
         }
 
     def add_tokens(self, part: str, logps: torch.Tensor, mask: torch.Tensor) -> None:
-        """``part/logp`` (mean log-prob), ``part/p_above_99`` (share of tokens with p > 0.99), ``part/tokens`` (count)."""
+        """``part/logp`` (mean log-prob), ``part/p_above_99`` (share of tokens with p > 0.99), ``part/tokens``."""
         logps, n = logps.detach(), mask.sum()
         self.add(f"{part}/logp", torch.where(mask, logps, 0.0).sum(), n)
         self.add(f"{part}/p_above_99", (mask & (logps > LOG_99)).sum(), n)

@@ -20,28 +20,26 @@ logger = logging.getLogger(__name__)
 class Reference:
     """The frozen starting point of a run.
 
-    ``source`` is "cache" (log-probs computed once before training), "adapters_off" or "model" (every step). "auto" picks
+    ``source`` is "cache" (log-probs computed once before training), "adapters_off" or "model" (every step). "auto" is
     the cache: a forget set is small and visited many times, so one pass replaces one reference forward per step. A KL
     term needs whole distributions, which no cache holds: it uses the model without adapter, else a second model.
     """
 
-    def __init__(self, model: Any, ref_model: Any, *, source: str, needs_distributions: bool):
+    def __init__(self, model: Any, ref_model: Any, *, source: str, needs_model: bool):
         if source == "adapters_off" and not is_peft(model):
             raise ConfigError("reference=adapters_off needs a PEFT model; pass peft_config or choose cache or model")
         if source == "adapters_off" and ref_model is not None:
             raise ConfigError("reference=adapters_off ignores ref_model; drop one of the two")
         self.source = "cache" if source == "auto" else source
         self.policy, self.model = model, ref_model
-        needs_model = needs_distributions or self.source == "model"
+        needs_model = needs_model or self.source == "model"
         if needs_model and ref_model is None and (self.source == "model" or not is_peft(model)):
             self.model = copy.deepcopy(model)
         if self.model is not None:
             self.model.requires_grad_(False).eval()
         behind = "ref_model" if ref_model is not None else "adapters off" if self.model is None else "a frozen copy"
         logger.info(
-            "reference: log-probs from %s%s",
-            self.source,
-            f"; distributions from {behind}" if needs_distributions else "",
+            "reference: log-probs from %s; model in every step: %s", self.source, behind if needs_model else "none"
         )
 
     @contextmanager

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from negpo.objectives import ga_loss
-from negpo.trainers._base import Part, UnlearnTrainer
+from negpo.trainers._base import UnlearnTrainer
+from negpo.trainers._batch import Part
 from negpo.trainers._config import UnlearnConfig
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from negpo.objectives import npo_loss
-from negpo.trainers._base import Part, UnlearnTrainer
+from negpo.trainers._base import UnlearnTrainer
+from negpo.trainers._batch import Part
 from negpo.trainers._config import UnlearnConfig, require_positive
 
 
@@ -29,7 +30,9 @@ class NPOTrainer(UnlearnTrainer):
 
     config_class = NPOConfig
     reduction = "rows"
-    reference_parts = ("forget",)
+
+    def reference_parts(self, args) -> tuple[str, ...]:
+        return ("forget",)
 
     def forget_loss(self, parts: dict[str, Part]):
         forget = parts["forget"]

@@ -1,0 +1,40 @@
+"""Nested batches on the device: what a part holds, how much of it there is, and how parts become one forward."""
+
+from dataclasses import dataclass
+
+import torch
+
+Rows = dict[str, torch.Tensor]
+UNITS = ("rows", "tokens", "positions")
+
+
+@dataclass
+class Part:
+    """Scored rows of one kind: ``logps``, ``mask``, ``ref_logps`` (B, T-1); ``row_id`` (B,)."""
+
+    logps: torch.Tensor
+    mask: torch.Tensor
+    ref_logps: torch.Tensor | None
+    row_id: torch.Tensor
+
+
+def counts(rows: Rows) -> torch.Tensor:
+    """(3,) float64 in the order of UNITS: rows, labelled tokens, all tokens without padding."""
+    labelled, real = rows["labels"][:, 1:] != -100, rows["attention_mask"]
+    n = torch.tensor(len(real), device=real.device)
+    return torch.stack([n, labelled.sum(), real.sum()]).double()
+
+
+def count(rows: Rows, unit: str) -> torch.Tensor:
+    return counts(rows)[UNITS.index(unit)]
+
+
+def concatenate(parts: list[Rows], pad_id: int) -> Rows:
+    """Rows of all parts below each other, right-padded to the longest: input_ids, attention_mask, labels (B, T)."""
+    width = max(part["input_ids"].shape[1] for part in parts)
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": -100}
+    pad = torch.nn.functional.pad
+    return {
+        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in parts])
+        for name, value in fill.items()
+    }
