@@ -126,7 +126,7 @@ class ReasoningRun:
         return drawn
 
     def _calls(self, samples: dict[Key, Any]) -> Iterator[list[Problem]]:
-        from negpo.report.progress import track
+        from negpo.progress import track
 
         missing = [p for p in self.problems if any((p.id, i) not in samples for i in range(self.protocol.n))]
         starts = range(0, len(missing), self.prompts_per_call)
