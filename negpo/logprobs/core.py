@@ -10,19 +10,21 @@ in tiles. Two plans, the cheaper one is taken:
 
 * head trained: the forward keeps log Z; the backward recomputes each tile of z once, turns it into the logit gradient
   in place and feeds both gradient products. Four matrix products of n·H·V in all.
-* head frozen (LoRA, most unlearning by parameter selection): d log p / dh = W[y] - E_p[W] has a scalar upstream gradient
-  per token, so the forward accumulates E_p[W] with running rescaling and the backward is one multiplication. Two
-  products instead of three, and the backward never touches the vocabulary.
+* head frozen (LoRA, unlearning of selected parameters): d log p / dh = W[y] - E_p[W] has a scalar upstream gradient per
+  token, so the forward accumulates E_p[W] with running rescaling and the backward is one multiplication. Two products
+  instead of three, and the backward never touches the vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from negpo.logprobs.softmax import RunningSoftmax
 from negpo.logprobs.tiles import (
     HeadGradient,
     LogitMap,
@@ -153,11 +155,12 @@ class _TokenLogprobs(torch.autograd.Function):
             return (None,) * 7
         if direction is not None and grad_entropy is None:
             return (direction * grad_logps.unsqueeze(1)).to(ctx.hidden_dtype), *(None,) * 6
-        if grad_logps is None:
-            grad_logps = torch.zeros_like(log_z)
+        factor = ctx.logit_map.factor  # dz/du, folded into the upstream gradients
+        g = torch.zeros_like(log_z) if grad_logps is None else grad_logps * factor
+        tokens = _Tokens(labels, log_z, entropy, g, None if grad_entropy is None else grad_entropy * factor)
         with gathered(weight, bias), no_autocast(hidden.device):
             head = TiledHead(hidden.to(log_z.dtype), weight, bias, ctx.logit_map, ctx.tile_bytes)
-            grads = _backward(head, labels, log_z, entropy, grad_logps, grad_entropy, ctx.needs_input_grad)
+            grads = _backward(head, tokens, ctx.needs_input_grad)
         grad_hidden = None if grads[0] is None else grads[0].to(ctx.hidden_dtype)
         return grad_hidden, *grads[1:], *(None,) * 4
 
@@ -165,49 +168,29 @@ class _TokenLogprobs(torch.autograd.Function):
 def _forward(
     head: TiledHead, labels: Tensor, return_entropy: bool, direction: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """(logps, entropy, log Z, d logps / d hidden), each over n tokens, from one pass over the tiles.
-
-    Running maximum ``peak``, sum of exponentials ``total`` and weighted sums are rescaled when a later tile raises the
-    maximum, as in online softmax (arXiv 1805.02867).
-    """
-    n, states = head.n, head.hidden
-    peak = states.new_full((n,), float("-inf"))
-    total, weighted, label_logit = states.new_zeros(n), states.new_zeros(n), states.new_zeros(n)
-    mean_row = torch.zeros_like(states) if direction else None
+    """(logps, entropy, log Z, d logps / d hidden), each over n tokens, from one pass over the tiles."""
+    running = RunningSoftmax(head.hidden, moments=int(return_entropy))
+    label_logit = head.hidden.new_zeros(head.n)
+    mean_row = torch.zeros_like(head.hidden) if direction else None
     bounds = label_rows(labels, head)
     for columns, weight_tile in head.vocab_tiles():
         for rows in head.token_tiles():
-            if rows.start == rows.stop:
-                continue
             tile = head.logits(rows, columns, weight_tile)
             inside = label_overlap(bounds, rows, columns, head)
             if inside is not None:
                 ids = labels[rows][inside] - columns.start
                 label_logit[rows][inside] = tile[inside].gather(1, ids.unsqueeze(1)).squeeze(1)
             slope = head.logit_map.cap_slope(tile) if direction else None
-            new_peak = torch.maximum(peak[rows], tile.amax(1))
-            shrink = (peak[rows] - new_peak).exp_()
-            shifted = tile.sub_(new_peak.unsqueeze(1))
-            if return_entropy:
-                # sum e^x x with x = z - peak; moving the peak by d turns it into shrink * (sum e^x x + d * sum e^x)
-                moved = torch.where(total[rows] > 0, peak[rows] - new_peak, 0.0)
-                exponentials = shifted.exp()
-                weighted[rows] = shrink * (weighted[rows] + moved * total[rows]) + shifted.mul_(exponentials).sum(1)
-            else:
-                exponentials = shifted.exp_()
-            total[rows] = total[rows] * shrink + exponentials.sum(1)
-            peak[rows] = new_peak
+            exponentials, shrink = running.update(rows, tile)
             if mean_row is not None:
-                if slope is not None:
-                    exponentials.mul_(slope)
-                mean_row[rows].mul_(shrink.unsqueeze(1)).addmm_(exponentials, weight_tile)
-    log_z = peak + total.log()
+                weights = exponentials if slope is None else exponentials.mul_(slope)
+                mean_row[rows].mul_(shrink.unsqueeze(1)).addmm_(weights, weight_tile)
+    log_z = running.log_z()
     # A label that holds all the mass may round to a hair above 0; log-probabilities never are.
     logps = (label_logit - log_z).clamp_(max=0.0)
-    entropy = total.log() - weighted / total if return_entropy else None
     if mean_row is not None:
-        mean_row = _direction(head, labels, label_logit, mean_row.div_(total.unsqueeze(1)))
-    return logps, entropy, log_z, mean_row
+        mean_row = _direction(head, labels, label_logit, mean_row.div_(running.total.unsqueeze(1)))
+    return logps, running.entropy() if return_entropy else None, log_z, mean_row
 
 
 def _direction(head: TiledHead, labels: Tensor, label_logit: Tensor, mean_row: Tensor) -> Tensor:
@@ -219,56 +202,65 @@ def _direction(head: TiledHead, labels: Tensor, label_logit: Tensor, mean_row: T
     return mean_row.neg_().add_(own_row).mul_(head.logit_map.factor)
 
 
-def _backward(
-    head: TiledHead,
-    labels: Tensor,
-    log_z: Tensor,
-    entropy: Tensor | None,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for hidden, weight, bias. Tokens whose upstream gradient is zero are left out of every product.
+@dataclass(frozen=True)
+class _Tokens:
+    """What the backward knows per token: label, log Z, entropy H, and the gradients g of log p and e of H; all (n,)."""
 
-    dL/dz_v = g (onehot - p_v) - e p_v (log p_v + entropy), with g, e the gradients of log-probability and entropy.
-    """
-    alive = grad_logps != 0 if grad_entropy is None else (grad_logps != 0) | (grad_entropy != 0)
-    keep = alive.nonzero().squeeze(1)
+    labels: Tensor
+    log_z: Tensor
+    entropy: Tensor | None
+    g: Tensor
+    e: Tensor | None
+
+    def alive(self) -> Tensor:
+        """Indices of tokens with a gradient. Zero upstream gradients are common (clipped or dead rows)."""
+        return ((self.g != 0) if self.e is None else (self.g != 0) | (self.e != 0)).nonzero().squeeze(1)
+
+    def take(self, index: Tensor) -> _Tokens:
+        parts = (self.labels, self.log_z, self.entropy, self.g, self.e)
+        return _Tokens(*(None if part is None else part[index] for part in parts))
+
+    def logit_gradient_(self, tile: Tensor, rows: slice, start: int, inside: slice | None) -> Tensor:
+        """Overwrites logits (rows, columns from ``start``) with g (onehot - p) - e p (log p + H)."""
+        g = self.g[rows].unsqueeze(1)
+        log_p = tile.sub_(self.log_z[rows].unsqueeze(1))
+        if self.e is None or self.entropy is None:
+            grad = log_p.exp_().mul_(-g)
+        else:
+            pull = (log_p + self.entropy[rows].unsqueeze(1)).mul_(self.e[rows].unsqueeze(1)).add_(g)
+            grad = log_p.exp_().mul_(pull.neg_())
+        if inside is not None:
+            ids = (self.labels[rows][inside] - start).unsqueeze(1)
+            grad[inside].scatter_add_(1, ids, g[inside])
+        return grad
+
+
+def _backward(
+    head: TiledHead, tokens: _Tokens, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for hidden, weight and bias; each None where ``needs`` says so, and then not computed."""
     grad_hidden = torch.zeros_like(head.hidden) if needs[0] else None
-    some_dead = keep.numel() < head.n
-    if some_dead:
-        labels, log_z, grad_logps = labels[keep], log_z[keep], grad_logps[keep]
-        entropy = None if entropy is None else entropy[keep]
-        grad_entropy = None if grad_entropy is None else grad_entropy[keep]
-        head = TiledHead(head.hidden[keep], head.weight, head.bias, head.logit_map, 4 * head.tokens * head.width)
-    grad_states = torch.zeros_like(head.hidden) if needs[0] else None
+    alive = tokens.alive()
+    if alive.numel() < head.n:
+        part, grad_weight, grad_bias = _backward(head.take(alive), tokens.take(alive), needs)
+        if grad_hidden is not None and part is not None:
+            grad_hidden.index_copy_(0, alive, part)
+        return grad_hidden, grad_weight, grad_bias
     gradient = HeadGradient(head, needs_weight=needs[1], needs_bias=needs[2])
-    factor = head.logit_map.factor
-    bounds = label_rows(labels, head)
+    bounds = label_rows(tokens.labels, head)
     for columns, weight_tile in head.vocab_tiles():
         for rows in head.token_tiles():
             tile = head.logits(rows, columns, weight_tile)
             slope = head.logit_map.cap_slope(tile)
-            log_p = tile.sub_(log_z[rows].unsqueeze(1))
-            upstream = (grad_logps[rows] * -factor).unsqueeze(1)
-            if grad_entropy is None:
-                grad_tile = log_p.exp_().mul_(upstream)
-            else:
-                pull = (log_p + entropy[rows].unsqueeze(1)).mul_((grad_entropy[rows] * -factor).unsqueeze(1))
-                grad_tile = log_p.exp_().mul_(pull.add_(upstream))
             inside = label_overlap(bounds, rows, columns, head)
-            if inside is not None:
-                ids = (labels[rows][inside] - columns.start).unsqueeze(1)
-                grad_tile[inside].scatter_add_(1, ids, -upstream[inside])
+            grad_tile = tokens.logit_gradient_(tile, rows, columns.start, inside)
             if slope is not None:
                 grad_tile.mul_(slope)
-            if grad_states is not None:
-                grad_states[rows].addmm_(grad_tile, weight_tile)
+            if grad_hidden is not None:
+                grad_hidden[rows].addmm_(grad_tile, weight_tile)
             gradient.add(rows, columns, grad_tile)
         gradient.finish(columns)
-    if some_dead and grad_hidden is not None:
-        return grad_hidden.index_copy_(0, keep, grad_states), gradient.weight, gradient.bias
-    return grad_states, gradient.weight, gradient.bias
+    return grad_hidden, gradient.weight, gradient.bias
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, mask: Tensor) -> None:

@@ -104,8 +104,8 @@ def _lora_delta(module: nn.Module, name: str) -> Tensor:
     dropout = module.lora_dropout[name]
     if module.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
         raise ValueError(
-            f"lora_dropout = {dropout.p} on lm_head cannot be applied without full logits; set lora_dropout=0 or remove "
-            "lm_head from target_modules"
+            f"lora_dropout = {dropout.p} on lm_head cannot be applied without full logits; set lora_dropout=0 or "
+            "remove lm_head from target_modules"
         )
     with torch.autocast(module.lora_A[name].weight.device.type, enabled=False):
         return module.get_delta_weight(name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Linear layers cost about 24 H² operations per token and layer, attention 4 C H over a line of C tokens: C / (6 H) of it.
+# Per token and layer, linear maps cost about 24 H² operations and attention over a line of C tokens 4 C H: C / (6 H).
 _ATTENTION_SHARE = 6.0
 
 

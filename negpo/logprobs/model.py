@@ -2,8 +2,8 @@
 
 The wrapper's own forward is called, so that every hook runs (DDP's reducer, ZeRO-3's and FSDP's gathering, accelerate's
 autocast). Only the ``forward`` of the head module is exchanged for the duration of the call: it receives the hidden
-states, computes what is asked for inside the model's forward, where sharded parameters are whole, and returns a probe of
-a few numbers instead of logits. Two things follow:
+states, computes what is asked for inside the model's forward, where sharded parameters are whole, and returns a probe
+of a few numbers instead of logits. Two things follow:
 
 * What the model does to the probe (Gemma's soft cap, Granite's division) is compared with what we assumed. A model that
   does something unknown to its logits is refused, not scored wrongly. This costs nothing.
@@ -70,7 +70,7 @@ def model_token_logprobs(
     labels = labels[:, 1:]
     mask = labels != -100
     layout = choose_layout(model, input_ids, attention_mask, nn.functional.pad(mask, (0, 1)), packing)
-    flat, targets, order = _sorted_targets(layout, labels, mask)
+    flat, targets, order = sorted_targets(layout, labels, mask)
 
     def head_function(hidden: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
         check_vocabulary(targets, head)
@@ -195,17 +195,23 @@ def _packing_probe(model: nn.Module) -> bool:
     vocab = unwrap(model).config.get_text_config().vocab_size
     ids = (torch.arange(10, device=device).view(2, 5) * 7 + 1) % vocab
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=device)
+    with eval_mode(model), torch.no_grad():
+        layouts = padded_layout(ids, mask), packed_layout(ids, mask, [[0, 1]])
+        padded, packed = (unpack(run_with_head(model, x, lambda h, _: (h,))[0], x)[mask.bool()] for x in layouts)
+    tolerance = 1e-4 if padded.dtype in (torch.float32, torch.float64) else 5e-2
+    return bool((padded - packed).float().norm() <= tolerance * padded.float().norm())
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout inside the context; every module's mode of before is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
-            layouts = padded_layout(ids, mask), packed_layout(ids, mask, [[0, 1]])
-            padded, packed = (unpack(run_with_head(model, x, lambda h, _: (h,))[0], x)[mask.bool()] for x in layouts)
+        yield
     finally:
         for module in training:
             module.training = True
-    tolerance = 1e-4 if padded.dtype in (torch.float32, torch.float64) else 5e-2
-    return bool((padded - packed).float().norm() <= tolerance * padded.float().norm())
 
 
 def _accepts(model: nn.Module, name: str) -> bool:
@@ -221,7 +227,7 @@ def unpack(hidden: Tensor, layout: Layout) -> Tensor:
     return rows.masked_fill((layout.place < 0).unsqueeze(-1), 0.0)
 
 
-def _sorted_targets(layout: Layout, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def sorted_targets(layout: Layout, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For the labelled tokens in ascending order of their label: (place in the network, label, place in (B, T-1))."""
     order = mask.reshape(-1).nonzero().squeeze(1)
     targets, by_label = labels.reshape(-1)[order].sort()
@@ -237,7 +243,7 @@ def spread(values: Tensor, order: Tensor, mask: Tensor) -> Tensor:
 def check_vocabulary(sorted_labels: Tensor, head: HeadSpec) -> None:
     """ValueError when a label lies outside the head's rows."""
     vocab = head.weight.shape[0]
-    if sorted_labels.numel() and not (0 <= sorted_labels[0].item() and sorted_labels[-1].item() < vocab):
+    if sorted_labels.numel() and (sorted_labels[0] < 0 or sorted_labels[-1] >= vocab):
         raise ValueError(
             f"labels range from {sorted_labels[0].item()} to {sorted_labels[-1].item()}, the model's vocabulary has "
             f"{vocab} entries; check that tokenizer and model fit"

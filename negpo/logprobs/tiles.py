@@ -74,7 +74,7 @@ class TiledHead:
     """Walks over the logits of ``hidden @ weight.T`` one (tokens, vocabulary) tile at a time.
 
     The vocabulary is the outer loop: a weight tile is upcast once, and its gradient is complete (and can be rounded to
-    the weight's dtype) before the next tile begins, so a float32 copy of a bfloat16 head or of its gradient never exists.
+    the weight's dtype) before the next tile begins: a float32 copy of a bfloat16 head or of its gradient never exists.
 
     hidden: (n, H) in the compute dtype; weight: (V, H) and bias: (V,) in any floating dtype.
     """
@@ -84,8 +84,13 @@ class TiledHead:
     ):
         self.hidden, self.weight, self.bias, self.logit_map = hidden, weight, bias, logit_map
         self.n, self.vocab = hidden.shape[0], weight.shape[0]
+        self.tile_bytes = tile_bytes
         self.tokens, self.width = tile_shape(self.n, self.vocab, hidden.device, tile_bytes)
         self._buffer = hidden.new_empty(self.tokens * self.width)
+
+    def take(self, index: Tensor) -> TiledHead:
+        """The same head over fewer tokens."""
+        return TiledHead(self.hidden[index], self.weight, self.bias, self.logit_map, self.tile_bytes)
 
     def vocab_tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """(columns, weight rows in the compute dtype)."""
@@ -120,7 +125,7 @@ class HeadGradient:
         self._scratch = None
         if self.weight is not None and not same_dtype:
             self._scratch = head.hidden.new_empty(head.width, head.weight.shape[1])
-        self._bias_sum: Tensor | None = None
+        self._bias_sum = head.hidden.new_zeros(0)
 
     def add(self, rows: slice, columns: slice, grad_tile: Tensor) -> None:
         """Adds one tile's share; call for all row ranges of a column range, then ``finish`` the column range."""
@@ -132,8 +137,9 @@ class HeadGradient:
             else:
                 out.addmm_(grad_tile.t(), self.head.hidden[rows])
         if self.bias is not None:
-            total = grad_tile.sum(0)
-            self._bias_sum = total if first else self._bias_sum + total
+            if first:
+                self._bias_sum = grad_tile.new_zeros(grad_tile.shape[1])
+            self._bias_sum += grad_tile.sum(0)
 
     def finish(self, columns: slice) -> None:
         """Rounds the finished column range into the returned gradient."""
@@ -150,7 +156,7 @@ def label_rows(sorted_labels: Tensor, head: TiledHead) -> list[int]:
 
 
 def label_overlap(bounds: list[int], rows: slice, columns: slice, head: TiledHead) -> slice | None:
-    """The tokens of ``rows`` whose label falls into ``columns``, as a range inside the tile; None when there are none."""
+    """The tokens of ``rows`` whose label falls into ``columns``, as a range inside the tile; None if there is none."""
     k = columns.start // head.width
     start, stop = max(bounds[k], rows.start), min(bounds[k + 1], rows.stop)
     return slice(start - rows.start, stop - rows.start) if start < stop else None
