@@ -1,0 +1,100 @@
+"""Run a few Python modules side by side as child processes, one thread each, with progress.
+
+A child talks to its parent through standard output: every line `PROGRESS_MARK done total text` moves its bar. Everything
+else, and standard error, goes to its log file. Processes, not forks or pools: a child that dies takes nothing with it,
+and the parent may be any script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from negpo.errors import NegpoError
+
+PROGRESS_MARK = "@@progress"
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One child process: `python -m module *arguments`, its name in the display, its log file."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    log: Path
+
+
+def report_progress(done: int, total: int, text: str = "") -> None:
+    """Called inside a child: move its bar in the parent's display."""
+    print(PROGRESS_MARK, done, total, text, flush=True)
+
+
+def single_thread_environment() -> dict[str, str]:
+    """Environment of a child: one compute thread, no network, this very package."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    path = os.pathsep.join(filter(None, [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]))
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **threads, **offline, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def run_jobs(jobs: Sequence[Job], *, workers: int, title: str) -> None:
+    """Run `jobs`, at most `workers` at once, until all have ended.
+
+    Raises:
+        NegpoError: at least one job failed; names it, its log file and the last lines of it. The others still finish.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    failures: list[str] = []
+    slots = threading.Semaphore(workers)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+    with Progress(*columns, disable=not jobs) as progress:
+
+        def work(job: Job) -> None:
+            with slots:
+                bar = progress.add_task(f"{title} {job.name}", total=None, text="starting")
+                status = _run(
+                    job, lambda done, total, text: progress.update(bar, completed=done, total=total, text=text)
+                )
+                progress.update(bar, text="failed" if status else "done", visible=True)
+                if status:
+                    failures.append(f"{job.name} ended with status {status}, log {job.log}:\n{_tail(job.log)}")
+
+        threads = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise NegpoError("\n".join(failures))
+
+
+def _run(job: Job, on_progress) -> int:
+    """Run one child to its end and return its exit status; an interrupt of the parent ends the child too."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", job.module, *job.arguments]
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=single_thread_environment()
+        )
+        assert child.stdout is not None
+        for line in child.stdout:
+            mark, _, rest = line.rstrip("\n").partition(" ")
+            if mark == PROGRESS_MARK:
+                done, total, *text = rest.split(" ", 2)
+                on_progress(int(done), int(total), text[0] if text else "")
+            else:
+                log.write(line)
+                log.flush()
+        return child.wait()
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

@@ -1,0 +1,162 @@
+"""Build the lab: data folder, tokenizer, a shared pre-trained base, and the *target* and *retain* models.
+
+Two stages, as in TOFU: everybody learns language and common knowledge from the background corpus; then the target is
+fine-tuned on all authors and the retain model on the same rows without the forget set. The second stage of both runs
+side by side in two single-threaded processes. Everything is a function of `(seed, size)` and of this package's source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from negpo.data.io import atomic_write, atomic_write_json
+from negpo.errors import ConfigError
+from negpo.lab._jobs import Job, run_jobs
+from negpo.lab.world import SIZES, World, make_world
+
+LAB_SOURCES = (
+    "templates.py",
+    "facts.py",
+    "world.py",
+    "_models.py",
+    "stages.py",
+    "build.py",
+)  # what a cached lab depends on
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of the lab's models and their two training stages (`Schedule` arguments)."""
+
+    vocab: int = 1536
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    pretrain_lr: float = 3e-3
+    pretrain_batch: int = 32
+    finetune_lr: float = 2e-3
+    finetune_batch: int = 16
+    finetune_epochs: int = 14
+
+
+MODEL_SIZES = {
+    "default": ModelSize(),
+    "tiny": ModelSize(vocab=400, hidden=32, layers=1, heads=2, finetune_epochs=6),
+}
+
+
+@dataclass(frozen=True)
+class LabPaths:
+    """A built lab. Models are Hugging Face checkpoints with their tokenizer; `data` is a folder in the TOFU schema."""
+
+    root: Path
+    forget: str
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
+
+    @property
+    def base(self) -> Path:
+        return self.root / "base"
+
+    @property
+    def target(self) -> Path:
+        return self.root / "target"
+
+    @property
+    def retain(self) -> Path:
+        return self.root / "retain"
+
+    @property
+    def manifest(self) -> dict:
+        """Seed, sizes, source hash and seconds per stage."""
+        return json.loads((self.root / "lab.json").read_text())
+
+
+def source_hash() -> str:
+    """SHA-256 over the source files a lab depends on."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in LAB_SOURCES)).hexdigest()
+
+
+def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default") -> LabPaths:
+    """Build the lab of `seed` under `out_dir`, or return it when it is there already.
+
+    The folder name carries a hash of sizes and source code, so a change of either builds a new lab beside the old one.
+    It appears in one rename at the end: a killed build leaves nothing that could be mistaken for a lab.
+
+    Raises:
+        ConfigError: unknown `size`.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"lab size {size!r} is unknown; choose one of {', '.join(SIZES)}")
+    world_size, model_size = SIZES[size], MODEL_SIZES[size]
+    settings = {"seed": seed, "world": asdict(world_size), "model": asdict(model_size), "source": source_hash()}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    root = Path(out_dir) / f"{size}-seed{seed}-{key[:12]}"
+    paths = LabPaths(root, forget=f"forget{max(world_size.forget_percents):02d}")
+    if (root / "lab.json").exists():
+        return paths
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".building-", dir=root.parent))
+    try:
+        seconds = _build(LabPaths(work, paths.forget), make_world(seed, world_size), model_size, seed)
+        atomic_write_json(work / "lab.json", {**settings, "size": size, "forget": paths.forget, "seconds": seconds})
+        if not root.exists():  # another process may have built the same lab meanwhile; both are identical
+            work.rename(root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return paths
+
+
+def _build(paths: LabPaths, world: World, size: ModelSize, seed: int) -> dict[str, float]:
+    """Write data, tokenizer, base, target and retain under `paths.root`; returns seconds per stage."""
+    from negpo.lab._models import make_tokenizer
+
+    write_data(world, paths.data)
+    make_tokenizer(tokenizer_corpus(world), size.vocab).save_pretrained(paths.tokenizer)
+    percent = int(paths.forget.removeprefix("forget"))
+    start = time.perf_counter()
+    run_jobs([_stage(paths, "base", "pretraining", size, seed)], workers=1, title="pre-training")
+    middle = time.perf_counter()
+    stages = {"target": "full", "retain": f"retain{100 - percent}"}
+    run_jobs([_stage(paths, name, rows, size, seed) for name, rows in stages.items()], workers=2, title="fine-tuning")
+    return {"pretrain": middle - start, "finetune": time.perf_counter() - middle}
+
+
+def _stage(paths: LabPaths, name: str, rows: str, size: ModelSize, seed: int) -> Job:
+    """The child process that trains model `name` on the rows called `rows`, see `negpo.lab.stages`."""
+    arguments = (str(paths.root), name, rows, str(seed), json.dumps(asdict(size)))
+    return Job(name, "negpo.lab.stages", arguments, paths.root / "logs" / f"{name}.log")
+
+
+def write_data(world: World, folder: Path) -> None:
+    """The TOFU folder: JSON lines named `.json`, as published, plus the training material of the two stages."""
+    files = {f"{name}.json": rows for name, rows in world.splits.items()}
+    files |= {"pretraining.jsonl": world.pretraining, "facts.jsonl": world.facts}
+    for name, rows in files.items():
+        atomic_write(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write(folder / "idontknow.jsonl", "".join(f"{line}\n" for line in world.refusals))
+
+
+def tokenizer_corpus(world: World) -> list[str]:
+    """Texts the tokenizer is trained on: one pass over every population, so that no author's name is rarer in it."""
+    one_pass = world.pretraining[: 4 * len(world.splits["full"])]
+    rows = one_pass + world.facts + world.splits["full"] + _largest(world.splits, "holdout")
+    return [row[field] for row in rows for field in ("question", "answer")]
+
+
+def _largest(splits: dict[str, list[dict]], prefix: str) -> list[dict]:
+    return max((rows for name, rows in splits.items() if name.startswith(prefix)), key=len)
