@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from negpo.data.io import atomic_write, atomic_write_json
-from negpo.lab.npo_synthetic.claims import Claim, Growth, Paths, check_claims, measure_growth
+from negpo.lab.npo_synthetic.claims import Claim, Growth, Paths, check_claims, explain_floor, measure_growth
 from negpo.lab.npo_synthetic.simulate import METHODS, TABLE_1, SyntheticSettings, run_table_1
 
 COLOURS = dict(zip(METHODS, ("0.65", "0.3", "#8c6d31", "#d62728", "#ff7f0e", "#1f77b4"), strict=True))
@@ -29,6 +29,7 @@ class SyntheticResult:
     overlap: Paths
     growth: Growth
     claims: list[Claim]
+    remark: str
     seconds: float
 
 
@@ -42,7 +43,8 @@ def run_experiment(settings: SyntheticSettings, tell: Callable[[str], None] = la
     tell("theorem 2 and proposition 1")
     growth = measure_growth(settings)
     claims = check_claims(world, gap, overlap, growth, settings)
-    return SyntheticResult(settings, gap, overlap, growth, claims, time.perf_counter() - start)
+    remark = explain_floor(world, gap)
+    return SyntheticResult(settings, gap, overlap, growth, claims, remark, time.perf_counter() - start)
 
 
 def claims_table(result: SyntheticResult) -> Any:
@@ -50,7 +52,9 @@ def claims_table(result: SyntheticResult) -> Any:
     from rich.table import Table
 
     title = f"NPO paper, synthetic experiment: {result.settings.seeds} instances, {result.seconds:.0f} s"
-    table = Table("source", "claim", "measured", "verdict", title=title, caption=NOTE, show_lines=True)
+    table = Table(
+        "source", "claim", "measured", "verdict", title=title, caption=f"{NOTE} {result.remark}", show_lines=True
+    )
     for claim in result.claims:
         table.add_row(claim.source, claim.statement, claim.measured, claim.verdict)
     return table
@@ -81,6 +85,7 @@ def as_dict(result: SyntheticResult) -> dict[str, Any]:
     return {
         "paper": "arXiv 2404.05868, section 4",
         "note": NOTE,
+        "remark": result.remark,
         "settings": asdict(result.settings),
         "table_1": TABLE_1,
         "versions": {"torch": torch.__version__},
@@ -107,7 +112,7 @@ def as_markdown(result: SyntheticResult) -> str:
         "| source | claim | measured | verdict |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows, "", "![curves](curves.png)", ""])
+    return "\n".join([*head, *rows, "", result.remark, "", "![curves](curves.png)", ""])
 
 
 def draw(result: SyntheticResult) -> bytes:
