@@ -140,9 +140,8 @@ class UnlearnTrainer(Trainer):
             )
         if peft_config is not None and args.trainable_parameters:
             raise ConfigError("peft_config and trainable_parameters exclude each other: LoRA decides what is trained")
-        if ref_model is not None and not (
-            self.reference_parts(args) or args.retain_loss == "kl" or self.needs_reference_model
-        ):
+        needs_model = self.needs_reference_model or args.retain_loss == "kl"
+        if ref_model is not None and not (self.reference_parts(args) or needs_model):
             raise ConfigError(f"ref_model would be ignored: {type(self).__name__} with these settings has no reference")
 
     def encode(self, args, tokenizer, train_dataset, retain_dataset) -> ForgetRetainDataset:

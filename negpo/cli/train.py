@@ -1,0 +1,73 @@
+"""``negpo train METHOD [--config RECIPE] [--key value ...]``.
+
+Help is read from the source of the config classes with ``ast``: importing them costs seconds, listing them must not.
+"""
+
+import argparse
+import ast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import negpo
+
+METHODS = ("ga", "graddiff", "npo", "simnpo", "wga", "idkdpo", "rmu", "catnip")
+TRAINERS = Path(negpo.__file__).parent / "trainers"
+HELP_FLAGS = {"-h", "--help"}
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="unlearn with one method",
+        description="Unlearn with one method. Settings come from a recipe and from flags; flags win.",
+        epilog="negpo train METHOD --help lists the settings of a method.",
+    )
+    parser.add_argument("method", metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument(
+        "settings",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="--config RECIPE (a YAML file or a shipped name such as npo/tofu_forget10) and --key value",
+    )
+
+
+def run(args: argparse.Namespace, extra: Sequence[str]) -> None:
+    settings = [*args.settings, *extra]
+    if args.method in METHODS and HELP_FLAGS & set(settings):
+        print(method_help(args.method))
+        return
+    from negpo.trainers._script import run_training
+
+    run_training(args.method, settings)
+
+
+def method_help(method: str) -> str:
+    """All settings that negpo defines for ``method``: its own, the shared ones, and model and data."""
+    sections = (
+        (f"settings of {method}", TRAINERS / f"{method}.py"),
+        ("shared by all methods", TRAINERS / "_config.py"),
+        ("model, data, adapter", TRAINERS / "_script.py"),
+    )
+    lines = [f"usage: negpo train {method} [--config RECIPE] [--key value ...]"]
+    for title, path in sections:
+        if settings := list(read_settings(path)):
+            lines.append(f"\n{title}:")
+            lines += [f"  --{name} (default {default})\n      {text}" for name, default, text in settings]
+    lines.append(
+        "\nand every field of transformers.TrainingArguments: --output_dir, --per_device_train_batch_size, ..."
+    )
+    return "\n".join(lines)
+
+
+def read_settings(path: Path) -> Iterator[tuple[str, str, str]]:
+    """``(name, default, help)`` of every ``name: type = field(default=..., metadata={"help": ...})`` in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for statement in node.body:
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.value, ast.Call):
+                continue
+            keywords = {keyword.arg: keyword.value for keyword in statement.value.keywords}
+            if "metadata" in keywords:
+                metadata = ast.literal_eval(keywords["metadata"])
+                yield ast.unparse(statement.target), ast.unparse(keywords["default"]), metadata["help"]
