@@ -130,8 +130,13 @@ def encode_rows(
 
 def has_answer(item: Item, eos_token_id: int) -> bool:
     """Whether at least one labelled token other than a final end-of-sequence token is left."""
-    labelled = [label for label in item["labels"] if label != IGNORE]
+    labelled = labelled_ids(item)
     return len(labelled) > 1 or (len(labelled) == 1 and labelled[0] != eos_token_id)
+
+
+def labelled_ids(item: Item) -> list[int]:
+    """The ids that are scored."""
+    return [label for label in item["labels"] if label != IGNORE]
 
 
 def encode_text(

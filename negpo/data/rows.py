@@ -67,6 +67,24 @@ def find_file(folder: Path, name: str | None, split: str = "train") -> Path | No
     return None
 
 
+def available_names(source: str | Path) -> set[str]:
+    """Names of the configurations in a folder (its data files, sub-folders and dataset card) or of a Hub id."""
+    path = Path(source)
+    names: set[str] = set()
+    if path.is_dir():
+        names = {entry.stem for entry in path.iterdir() if entry.suffix in FILE_TYPES or entry.is_dir()}
+        if not (path / "README.md").is_file():
+            return names
+    import datasets
+
+    try:
+        return names | set(datasets.get_dataset_config_names(str(source)))
+    except Exception as error:  # many kinds, as in _load_with_datasets
+        if names:
+            return names
+        raise DataError(f"no such local folder, and datasets could not list it: {error}", file=str(source)) from error
+
+
 def read_file(path: Path) -> list[Row]:
     """Rows of one local file, by its type; not yet checked for fields."""
     if not path.is_file():

@@ -1,0 +1,278 @@
+"""The TOFU harness (arXiv 2401.06121) in two modes: ``open-unlearning`` and ``tofu-original``.
+
+One scoring pass over every distinct answer and one generation pass over every question; all metrics are computed from
+their per-row results. Works on a live model too, e.g. inside a training callback with ``limit`` or ``generate=False``.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from negpo.data.io import atomic_write, atomic_write_json, strict
+from negpo.data.qa import QATemplate, labelled_ids
+from negpo.errors import ConfigError
+from negpo.eval.manifest import build_manifest
+from negpo.eval.metrics import rouge_scores
+from negpo.eval.mia import Scores, attack_scores, gradient_norms
+from negpo.eval.retain_log import RetainLog
+from negpo.eval.scoring import (
+    Batching,
+    ItemStore,
+    Progress,
+    decode,
+    generate_texts,
+    generation_config,
+    pad_token,
+    score_items,
+)
+from negpo.eval.tofu_data import TofuData, load_tofu
+from negpo.eval.tofu_items import MAX_LENGTH, Answer, Encoder, Mode, row_id
+from negpo.eval.tofu_metrics import (
+    MEMBERSHIP,
+    add_forget_quality,
+    add_membership,
+    as_retain_log,
+    summarise_rows,
+    truth_ratios,
+)
+from negpo.reference.hashing import hash_model
+
+__all__ = ["RetainLog", "TofuData", "TofuResult", "TofuSettings", "evaluate_tofu", "load_tofu"]
+
+ORIGINAL_ROWS = 300  # the original evaluator scores at most this many rows of a set
+Report = Callable[[str, int, int], None]  # (stage, finished items, all items)
+
+
+@dataclass(frozen=True)
+class TofuSettings:
+    """What is measured.
+
+    mode: whose definitions and item building. generate: without it there is no ROUGE and no model utility. limit: rows
+    per set, the first ones. max_length: None is the mode's own (512, 200). max_new_tokens: open-unlearning only.
+    question_key: ``paraphrased_question`` asks the forget and retain questions differently. mia_k: share of tokens in
+    Min-K%. gradnorm: also the gradient-norm attack, one backward pass per row. template: None finds it from the model.
+    """
+
+    mode: Mode = "open-unlearning"
+    generate: bool = True
+    limit: int | None = None
+    max_length: int | None = None
+    max_new_tokens: int = 200
+    question_key: str = "question"
+    mia_k: float = 0.4
+    gradnorm: bool = False
+    template: QATemplate | None = None
+    batching: Batching = field(default_factory=Batching)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MAX_LENGTH:
+            raise ConfigError(f"mode={self.mode!r} is not one of {', '.join(MAX_LENGTH)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit} must be at least 1 row")
+        if not 0 < self.mia_k <= 1:
+            raise ConfigError(f"mia_k={self.mia_k} is a share of the tokens: above 0, at most 1")
+
+    @property
+    def row_limit(self) -> int | None:
+        if self.mode == "open-unlearning":
+            return self.limit
+        return min(self.limit or ORIGINAL_ROWS, ORIGINAL_ROWS)
+
+
+@dataclass
+class TofuResult(Mapping[str, float]):
+    """Metric values by name, with ``missing`` reasons, ``details``, ``per_item`` rows and the ``manifest``."""
+
+    metrics: dict[str, float]
+    missing: dict[str, str]
+    details: dict[str, Any]
+    per_item: list[dict[str, Any]]
+    manifest: dict[str, Any]
+    retain: RetainLog | None = None
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+    def retain_log(self) -> RetainLog:
+        """This result as the reference of other evaluations, for a model that never saw the forget set."""
+        if self.retain is None:
+            raise ConfigError("the forget set has no perturbed answers, so this result cannot serve as a retain log")
+        return self.retain
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``rows.jsonl``, then ``summary.json``, whose presence says that the result is complete."""
+        lines = (json.dumps(strict(row), ensure_ascii=False, allow_nan=False) for row in self.per_item)
+        atomic_write(Path(folder) / "rows.jsonl", "\n".join(lines) + "\n")
+        summary = {key: getattr(self, key) for key in ("metrics", "missing", "details", "manifest")}
+        return atomic_write_json(Path(folder) / "summary.json", summary)
+
+
+def evaluate_tofu(
+    model: Any,
+    tokenizer: Any,
+    data: TofuData,
+    settings: TofuSettings | None = None,
+    *,
+    retain_log: RetainLog | None = None,
+    reference_model: Any = None,
+    out_dir: str | Path | None = None,
+    name: str | None = None,
+    report: Report | None = None,
+) -> TofuResult:
+    """Measure a causal LM on TOFU.
+
+    Args:
+        model: a live model; its training mode and gradients are left as they were.
+        retain_log: what forget quality and PrivLeak compare with; without it forget quality is reported as missing.
+        reference_model: adds the reference attack of membership inference.
+        out_dir: results go there; an interrupted run goes on from its ``items.jsonl``, another measurement's file is
+            refused with ConfigError.
+        name: the model's name in the manifest, and what its prompt template is recognised by.
+        report: called with (stage, finished items, all items).
+    """
+    settings = settings or TofuSettings()
+    if retain_log is not None:
+        retain_log.check(data.forget, settings.mode)
+    data = data.first(settings.row_limit)
+    name = name or getattr(model.config, "_name_or_path", "")
+    template = settings.template or QATemplate.for_model(name, tokenizer)
+    length = settings.max_length or MAX_LENGTH[settings.mode]
+    encoder = Encoder(tokenizer, template, settings.mode, length, settings.max_new_tokens, settings.question_key)
+    identity = _identity(settings, encoder, model)
+    sources = {"settings": identity, "data": data.describe(), "template": template, "name": name or None}
+    manifest = build_manifest(model, tokenizer, benchmark="tofu", **sources)
+    store = ItemStore(Path(out_dir) / "items.jsonl" if out_dir else None, manifest["hash"])
+    run = _Run(model, encoder, data, settings, store, report)
+
+    run.score()
+    if settings.generate:
+        run.generate()
+    summary = summarise_rows(run.rows, settings.mode, data.absent, generated=settings.generate)
+    ids = tuple(row_id(row) for row in data.sets["forget"])
+    ratios = truth_ratios(run.rows["forget"], settings.mode)
+    add_forget_quality(summary, ratios, ids, retain_log)
+    if reason := run.no_membership():
+        summary.missing |= dict.fromkeys(MEMBERSHIP, reason)
+    else:
+        scores = [run.attacks(name, reference_model) for name in ("forget", "holdout")]
+        add_membership(summary, *scores, retain_log)
+    retain = None if ratios is None else as_retain_log(summary, settings.mode, data.forget, ratios, ids)
+    result = TofuResult(summary.metrics, summary.missing, summary.details, run.per_item(), manifest, retain)
+    if out_dir is not None:
+        result.save(out_dir)
+    return result
+
+
+class _Run:
+    """The model's side of one evaluation: scoring, generation and attack scores, collected into rows by set."""
+
+    def __init__(self, model: Any, encoder: Encoder, data: TofuData, settings: TofuSettings, store, report) -> None:
+        self.model, self.encoder, self.data, self.settings = model, encoder, data, settings
+        self.store, self.report = store, report
+        self.answers = encoder.answers(data)
+        self.results: list[dict[str, Any]] = []
+        self.rows = {name: [_blank(name, *pair) for pair in enumerate(rows)] for name, rows in data.sets.items()}
+
+    def score(self) -> None:
+        """Losses of all answers, into ``nll``, ``paraphrase_nll`` and ``perturbed_nll`` of their rows."""
+        self.results = self._score(self.model, self.answers, "model", [a.detailed for a in self.answers])
+        for answer, result in zip(self.answers, self.results, strict=True):
+            row, nll = self.rows[answer.set][answer.row], float(result["nll"])
+            if answer.kind == "perturbed":
+                row.setdefault("perturbed_nll", []).append(nll)
+            elif answer.kind == "paraphrase":
+                row["paraphrase_nll"] = nll
+            else:
+                row |= result | {"nll": nll}
+
+    def generate(self) -> None:
+        """Greedy answers to all questions and their ROUGE values."""
+        prompts = self.encoder.prompts(self.data)
+        texts = generate_texts(
+            self.model,
+            self.encoder.tokenizer,
+            [prompt.ids for prompt in prompts],
+            max_new_tokens=[prompt.max_new_tokens for prompt in prompts],
+            batching=self.settings.batching,
+            store=self.store,
+            progress=self._stage("generating", len(prompts)),
+        )
+        for prompt, text in zip(prompts, texts, strict=True):
+            row = self.rows[prompt.set][prompt.row]
+            row |= {"generation": text, "ground_truth": prompt.truth, **rouge_scores(prompt.truth, text)}
+
+    def no_membership(self) -> str | None:
+        """Why membership inference is not possible, or None."""
+        if self.settings.mode == "tofu-original":
+            return "not part of tofu-original"
+        return self.data.absent.get("holdout")
+
+    def attacks(self, name: str, reference_model: Any) -> Scores:
+        """Attack scores of one set's answers."""
+        chosen = [i for i, answer in enumerate(self.answers) if answer.set == name and answer.kind == "answer"]
+        answers = [self.answers[i] for i in chosen]
+        texts = [decode(self.encoder.tokenizer, labelled_ids(answer.item)) for answer in answers]
+        losses = None
+        if reference_model is not None:
+            work = f"reference {hash_model(reference_model)}"
+            losses = [float(row["nll"]) for row in self._score(reference_model, answers, work)]
+        scores = attack_scores([self.results[i] for i in chosen], texts, reference=losses)
+        if self.settings.gradnorm:
+            scores["gradnorm"] = gradient_norms(self.model, [answer.item for answer in answers])
+        return scores
+
+    def per_item(self) -> list[dict[str, Any]]:
+        return [row for rows in self.rows.values() for row in rows]
+
+    def _score(
+        self, model: Any, answers: Sequence[Answer], work: str, detailed: Sequence[bool] | None = None
+    ) -> list[dict[str, Any]]:
+        return score_items(
+            model,
+            [answer.item for answer in answers],
+            pad_token(self.encoder.tokenizer),
+            detailed=detailed,
+            k=self.settings.mia_k,
+            batching=self.settings.batching,
+            store=self.store,
+            name=work,
+            progress=self._stage("scoring", len(answers)),
+        )
+
+    def _stage(self, stage: str, total: int) -> Progress | None:
+        if self.report is None:
+            return None
+        report, done = self.report, 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            report(stage, done, total)
+
+        return advance
+
+
+def _blank(name: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
+    return {"set": name, "row": index, "question": row["question"], "answer": row["answer"]}
+
+
+def _identity(settings: TofuSettings, encoder: Encoder, model: Any) -> dict[str, Any]:
+    """The settings that change results, in full, for the manifest."""
+    values = {key: getattr(settings, key) for key in ("mode", "generate", "limit", "question_key", "mia_k", "gradnorm")}
+    values |= {
+        "max_length": encoder.max_length,
+        "template": asdict(encoder.template),
+        "compat": settings.batching.compat,
+    }
+    if settings.generate:
+        config = generation_config(model, encoder.tokenizer, settings.max_new_tokens).to_diff_dict()
+        values["generation"] = {key: value for key, value in config.items() if key != "transformers_version"}
+    return values
