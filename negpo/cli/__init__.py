@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import doctor, reproduce
+from negpo.cli import doctor, eval, reproduce, train
 from negpo.errors import NegpoError
 
 COMMANDS = {
+    "train": train,
+    "eval": eval,
     "reproduce": reproduce,
     "doctor": doctor,
 }

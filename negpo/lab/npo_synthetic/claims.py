@@ -81,8 +81,8 @@ def explain_floor(world: World, gap: Paths) -> str:
     pairs = ", ".join(f"({d:.2g}, {p:.2g})" for d, p in zip(floor.tolist(), target.tolist(), strict=True))
     return (
         "Smallest forget distance of any method and the retrained model's mean p(y=1) on forget points, by instance: "
-        f"{pairs}; rank correlation {torch.corrcoef(ranks)[0, 1].item():.2f}. Where the retrained model is unsure of its "
-        "forget points, every method stops at the same distance."
+        f"{pairs}; rank correlation {torch.corrcoef(ranks)[0, 1].item():.2f}. Where the retrained model is unsure, "
+        "every method stops at the same distance."
     )
 
 

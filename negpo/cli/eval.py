@@ -1,0 +1,15 @@
+"""``negpo eval BENCHMARK``: each benchmark brings its own parser."""
+
+import argparse
+
+from negpo.cli import eval_reasoning
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("eval", help="evaluate a checkpoint on a benchmark")
+    benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    eval_reasoning.add_reasoning_parsers(benchmarks)
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> int | None:
+    return args.eval_run(args)
