@@ -12,7 +12,7 @@ from negpo.objectives._common import require_non_negative
 
 
 def group_advantages(rewards: Tensor, *, ddof: int = 1, eps: float = 1e-6, scale: bool = True) -> Tensor:
-    """GRPO, arXiv 2402.03300 Eq. 3 as coded in verl: ``A = (r - mean) / (std + eps)`` within each group.
+    """GRPO, arXiv 2402.03300 Sec. 4.1 as coded in verl: ``A = (r - mean) / (std + eps)`` within each group.
 
     ``rewards`` (P, G), one row per prompt; returns (P, G). ``ddof=1`` sample standard deviation (verl, TRL), 0
     population (NFT's theory). ``scale=False`` keeps ``r - mean`` (Dr.GRPO, arXiv 2503.20783). TRL uses ``eps=1e-4``.

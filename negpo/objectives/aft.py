@@ -26,7 +26,7 @@ def aft_loss(
     beta: float = 0.15,
     sft_weight: float = 1.0,
 ) -> tuple[Tensor, Stats]:
-    """AFT, arXiv 2309.02144 Sec. 4: likelihood on correct traces plus a contrast of mean log-probs within each prompt.
+    """AFT, arXiv 2309.02144 Sec. 4.3: likelihood on correct traces plus a contrast of mean log-probs per prompt.
 
         L = sft_weight * NLL(positives) + mean_prompts align,   s = (1/|y|) sum_t lp_t
         plain:     align = log(1 + sum_{p,n} exp(s_n - s_p))

@@ -1,4 +1,4 @@
-"""The KTO variant of the unlearning papers (arXiv 2404.05868, App. E.1.3 and its released code)."""
+"""The KTO variant of the unlearning papers (arXiv 2404.05868, released code)."""
 
 import torch
 from torch import Tensor

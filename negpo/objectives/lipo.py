@@ -36,9 +36,9 @@ def lipo_loss(
     require_positive(beta=beta)
     logps, ref_logps = clean(mask, axes="(P, K, T)", logps=logps, ref_logps=ref_logps)
     require_shape("psi", psi, tuple(mask.shape[:2]), "(P, K), one label per response")
-    psi = psi.to(logps)
-    scores = beta * (logps - ref_logps.detach()).sum(-1)  # (P, K)
     present = mask.any(-1)  # (P, K)
+    psi = torch.where(present, psi.to(logps), 0.0)
+    scores = beta * (logps - ref_logps.detach()).sum(-1)  # (P, K)
     preferred = (psi.unsqueeze(-1) > psi.unsqueeze(-2)) & present.unsqueeze(-1) & present.unsqueeze(-2)  # (P, K, K)
     lists = preferred.any(-1).any(-1)
     if not lists.any():

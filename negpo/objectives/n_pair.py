@@ -12,7 +12,7 @@ from negpo.objectives._common import Stats, require_mask, require_shape
 
 
 def position_weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """``e = sum_i i h_i / sum_i i`` over the real tokens, i = 1, 2, ... (SGPT, arXiv 2202.08904 Sec. 4).
+    """``e = sum_i i h_i / sum_i i`` over the real tokens, i = 1, 2, ... (SGPT, arXiv 2202.08904).
 
     ``hidden`` (B, T, H), ``mask`` (B, T) bool. i counts real tokens, so left and right padding give the same result.
     Later tokens weigh more because a causal state has seen more. Returns (B, H); a row without tokens is an error,
@@ -32,7 +32,7 @@ def position_weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def n_pair_loss(anchors: Tensor, positives: Tensor, negatives: Tensor | None = None) -> tuple[Tensor, Stats]:
-    """N-pair loss (Sohn, NeurIPS 2016, Eq. 5): ``L = mean_j log(1 + sum_k exp(a_j . n_jk - a_j . p_j))``.
+    """N-pair loss (Sohn, NeurIPS 2016): ``L = mean_j log(1 + sum_k exp(a_j . n_jk - a_j . p_j))``.
 
     ``anchors``, ``positives`` (N, H); ``negatives`` (N, K, H), or None: the other rows' positives, which makes the loss
     the softmax cross-entropy of the similarity matrix. Dot products, as in the original.

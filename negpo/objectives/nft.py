@@ -31,7 +31,7 @@ def nft_loss(
     weighting: str = "one_minus_rate",
     length: float = 1000,
 ) -> tuple[Tensor, Stats]:
-    """NFT, arXiv 2505.18116 Eq. 9-11 as released: fit wrong answers with the implicit negative policy.
+    """NFT, arXiv 2505.18116 as released: fit wrong answers with the implicit negative policy.
 
         R = exp(min(lp - lo, 10)),  r = clamp(pass_rate, 0.02, 0.98),  v = (1 - r R) / (1 - r)
         l_t = -log R (correct),   -negative_weight log(max_v(v, eps)) (wrong);   L = sum omega(r) l_t / length

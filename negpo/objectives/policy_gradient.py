@@ -31,7 +31,7 @@ def clipped_policy_loss(
     reduction: str = "token_mean",
     length: float | None = None,
 ) -> tuple[Tensor, Stats]:
-    """PPO's clipped surrogate with separate bounds, arXiv 1707.06347 Eq. 7; dual clip arXiv 1912.09729 Eq. 5.
+    """PPO's clipped surrogate with separate bounds, arXiv 1707.06347 Eq. 7; dual clip arXiv 1912.09729.
 
         l_t = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high)),   rho = exp(lp - lo)
         for A < 0 and a dual clip c additionally  l_t = min(l_t, -A c)
@@ -106,8 +106,8 @@ def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def _reduce(losses: Tensor, mask: Tensor, reduction: str, length: float | None) -> Tensor:
-    if reduction == "token_mean":
-        return token_mean(losses, mask)
+    if length is not None:
+        return torch.where(mask, losses, 0.0).sum() / length
     if reduction == "sequence_mean":
         return mean_over(row_mean(losses, mask), mask.any(-1))
-    return torch.where(mask, losses, 0.0).sum() / length
+    return token_mean(losses, mask)

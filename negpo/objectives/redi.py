@@ -22,7 +22,7 @@ def redi_loss(
     *,
     alpha: float = 0.8,
 ) -> tuple[Tensor, Stats]:
-    """REDI, arXiv 2505.24850 Eq. 5: likelihood up on the chosen trace, down on the rejected one, the latter weaker.
+    """REDI, arXiv 2505.24850: likelihood up on the chosen trace, down on the rejected one, the latter weaker.
 
         L = mean_b [ -(1/|y_w|) sum_t lp_t(y_w) + alpha (1/|y_l|) sum_t lp_t(y_l) ]
 

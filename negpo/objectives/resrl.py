@@ -75,8 +75,8 @@ def _normalised(states: Tensor) -> Tensor:
 def _residual_energy(right: Tensor, wrong: Tensor, rank: int) -> Tensor:
     """Squared distance per dimension, (N,), of the wrong states (N, H) from the span of the right ones (M, H)."""
     if len(right) > MAX_POSITIVE_TOKENS:
-        kept = torch.linspace(0, len(right) - 1, MAX_POSITIVE_TOKENS, dtype=torch.float64, device=right.device)
-        right = right[kept.round().long()]
+        places = torch.linspace(0, len(right) - 1, MAX_POSITIVE_TOKENS, dtype=torch.float64, device=right.device)
+        right = right[places.round().long()]
     mean = right.mean(0)
     _, singular, directions = torch.linalg.svd(right - mean, full_matrices=False)
     kept = min(rank, len(right) - 1, right.shape[1])

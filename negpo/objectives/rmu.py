@@ -7,7 +7,7 @@ from negpo.objectives._common import Stats, mean_over, require_mask, require_sha
 
 
 def rmu_loss(hidden: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Stats]:
-    """One term of RMU, arXiv 2403.03218 Eqs. 1-2: the squared distance of one layer's states to a target.
+    """One term of RMU, arXiv 2403.03218: the squared distance of one layer's states to a target.
 
         L = mean_b (1/|y_b|) sum_t (1/H) || h_t - target_t ||^2
 

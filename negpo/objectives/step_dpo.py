@@ -8,7 +8,7 @@ from negpo.objectives.dpo import dpo_loss
 
 
 def step_advantages(step_values: Tensor, prompt_values: Tensor) -> Tensor:
-    """``A_i = Q_i - Q_{i-1}`` with ``Q_0`` the value of the bare prompt, arXiv 2406.14532 Sec. 4.
+    """``A_i = Q_i - Q_{i-1}`` with ``Q_0`` the value of the bare prompt, arXiv 2406.14532.
 
     ``step_values`` (B, S) Monte-Carlo success rate after each step, NaN where a solution has fewer steps;
     ``prompt_values`` (B,). Returns (B, S).

@@ -178,6 +178,14 @@ def test_lipo_on_two_responses_is_dpo_times_the_cost_of_the_swap():
     close(lipo_loss(logps, ref, mask, psi, beta=0.2)[0], delta * dpo(*sides, beta=0.2)[0])
 
 
+def test_lipo_leaves_out_a_response_without_tokens_and_without_a_label():
+    logps, ref, mask = list_batch()
+    psi = torch.tensor([[0.9, 0.1, math.nan], [0.2, 0.4, math.nan]], dtype=torch.float64)
+    loss, _ = lipo_loss(logps, ref, mask.index_fill(1, torch.tensor([2]), False), psi)
+    close(loss, lipo_loss(logps[:, :2], ref[:, :2], mask[:, :2], psi[:, :2])[0])
+    assert gradient(loss, logps).isfinite().all()
+
+
 def test_lipo_needs_one_pair_with_different_labels():
     logps, ref, mask = list_batch()
     with pytest.raises(ValueError, match="orders no two responses"):
