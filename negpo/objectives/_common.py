@@ -13,6 +13,7 @@ from torch import Tensor
 Stats = dict[str, Tensor]
 
 LOG_CONFIDENT = math.log(0.99)  # tokens above p = 0.99 are counted as memorised in the statistics
+MAX_LOG_RATIO = 20.0  # as in ResRL's code; beyond it exp() would soon overflow and poison the clipped branch's gradient
 
 
 def require_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
@@ -121,10 +122,9 @@ def token_stats(logps: Tensor, mask: Tensor, prefix: str = "") -> Stats:
 def sign_stats(logps: Tensor, old_logps: Tensor, positive: Tensor, negative: Tensor, clipped: Tensor) -> Stats:
     """Token count, mean log-prob, mean ratio and clip fraction, apart for tokens pushed up and tokens pushed down.
 
-    ``positive``, ``negative`` and ``clipped`` are (B, T) bool and already exclude padding. Averages over no token are
-    0.
+    ``positive``, ``negative`` and ``clipped`` are (B, T) bool and already exclude padding. Means over no token are 0.
     """
-    ratio = (logps - old_logps).clamp(-20.0, 20.0).exp()
+    ratio = (logps - old_logps).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     stats: Stats = {}
     for name, chosen in (("positive", positive), ("negative", negative)):
         stats[f"{name}_tokens"] = chosen.sum().to(logps.dtype)

@@ -39,7 +39,9 @@ def ngrpo_advantages(rewards: Tensor, *, max_reward: float = 1.0, n_virtual: int
     values = _matrix(rewards)
     size = values.shape[1]
     if size > 1:
-        values = torch.cat([values, values.new_full((len(values), n_virtual), max_reward)], dim=1)
+        # Rounded like the rewards: in float32 a reward of 0.7 is not the double 0.7, and all-right must stay exactly 0.
+        best = torch.tensor(max_reward, dtype=_float_dtype(rewards), device=values.device).double()
+        values = torch.cat([values, best.expand(len(values), n_virtual)], dim=1)
     return _standardise(values, ddof=1, eps=eps, scale=True)[:, :size].to(_float_dtype(rewards))
 
 

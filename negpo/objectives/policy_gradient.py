@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from negpo.objectives._common import (
+    MAX_LOG_RATIO,
     Stats,
     clean,
     mean_over,
@@ -16,7 +17,6 @@ from negpo.objectives._common import (
 )
 
 REDUCTIONS = ("token_mean", "sequence_mean", "constant")
-MAX_LOG_RATIO = 20.0  # as in ResRL's code; beyond it exp() would soon overflow and poison the clipped branch's gradient
 
 
 def clipped_policy_loss(
