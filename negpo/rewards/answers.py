@@ -25,7 +25,8 @@ from negpo.rewards.latex import (
 )
 from negpo.rewards.units import SCALES, Unit, parse_unit, words_to_number
 
-MAX_ANSWER_CHARS = 20_000
+MAX_ANSWER_CHARS = 8_000
+MAX_ANSWER_TOKENS = 2_500  # after redundant brackets are gone
 KINDS = ("integer", "number", "expression", "interval", "set", "tuple", "matrix", "relation", "unit", "text", "choice")
 
 
@@ -148,14 +149,18 @@ def parse_answer(text: str, kind: str | None = None) -> list[Reading]:
         raise AnswerError(f"an answer of {len(text)} characters, limit {MAX_ANSWER_CHARS}")
     cleaned = clean(text)
     readings: list[Reading] = []
+    grouped: list[Token] = []
     for group in (True, False):
         tokens = tokenize(cleaned, group_thousands=group)
-        if group is False and (tokens == grouped or not _plain_list(tokens)):
+        if group:
+            grouped = tokens
+        elif tokens == grouped or not _plain_list(tokens):
             continue
-        grouped = tokens
         tokens = trim(tokens)
         if not tokens:
             raise AnswerError("the answer is empty")
+        if len(tokens) > MAX_ANSWER_TOKENS:
+            raise AnswerError(f"an answer of {len(tokens)} tokens, limit {MAX_ANSWER_TOKENS}")
         key = "".join(f"{token.kind[0]}{token.value} " for token in tokens)
         answer = _with_kind(tokens, kind)
         if group or readable(answer):
@@ -316,7 +321,13 @@ def _choice(tokens: list[Token]) -> Answer | None:
     # (x) y is a product, (C) 7 is a label: only capital letters A to J label something.
     if letter not in "ABCDEFGHIJ" or rest[0].value in {"^", "_", "(", "+", "-", "*", "/", "=", "'"}:
         return None
+    # "(B) or (C)" hedges and "(B) is wrong" denies.
+    if any(token.value.lower() in _DENIALS for token in rest) or len(split_top(rest, {"or", "and", ","})) > 1:
+        return Text(text_key(tokens))
     return Choice(letter, parse_tokens(rest))
+
+
+_DENIALS = {"not", "wrong", "incorrect", "false", "no", "never", "except", "isn", "cannot"}
 
 
 def _special_text(tokens: list[Token]) -> Answer | None:

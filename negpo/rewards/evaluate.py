@@ -26,7 +26,11 @@ _TINY = mpmath.mpf(10) ** -40
 
 
 class Undecided(Exception):
-    """This arithmetic cannot evaluate the expression: not rational, too large, or outside the domain."""
+    """This arithmetic cannot evaluate the expression: not rational or too large."""
+
+
+class Undefined(Undecided):
+    """The expression has no finite value: a division by zero, a logarithm of zero."""
 
 
 def equal_expressions(left: Node, right: Node) -> bool | None:
@@ -41,6 +45,8 @@ def equal_expressions(left: Node, right: Node) -> bool | None:
         return None
     try:
         return _equal_rationally(left, right, symbols)
+    except Undefined:
+        return False
     except Undecided:
         return _equal_numerically(left, right, symbols)
 
@@ -126,7 +132,7 @@ def _exact(node: Node, env: dict[str, Fraction]) -> Fraction:
     except ZeroDivisionError:
         if env:
             raise
-        raise Undecided("division by zero") from None
+        raise Undefined("division by zero") from None
     if result.numerator.bit_length() + result.denominator.bit_length() > MAX_BITS:
         raise Undecided("too large")
     return result
@@ -250,6 +256,8 @@ def _equal_at(left: Node, right: Node, point: dict[str, Fraction]) -> bool | Non
         arithmetic = _Numeric(digits)
         try:
             a, b = arithmetic.evaluate(left, point), arithmetic.evaluate(right, point)
+        except Undefined:
+            return None if point else False  # something that has no value equals nothing
         except Undecided:
             return None
         if isinstance(a, _Huge) or isinstance(b, _Huge):
@@ -261,9 +269,7 @@ def _equal_at(left: Node, right: Node, point: dict[str, Fraction]) -> bool | Non
             return None
         differences.append(a - b)
     coarse, fine = differences
-    if fine == 0 or abs(coarse - fine) > abs(fine) / 2**20:
-        return True
-    return False
+    return bool(fine == 0 or abs(coarse - fine) > abs(fine) / 2**20)
 
 
 def _is_real(value: Any) -> bool:
@@ -304,7 +310,9 @@ class _Numeric:
                 if any(isinstance(a, _Huge) for a in arguments)
                 else self.apply(node.op, arguments)
             )
-        except (ValueError, ZeroDivisionError, OverflowError, ArithmeticError, mpmath.NoConvergence) as error:
+        except ZeroDivisionError as error:
+            raise Undefined(str(error)) from error
+        except (ValueError, ArithmeticError, mpmath.libmp.NoConvergence) as error:
             raise Undecided(str(error)) from error
         if isinstance(value, _Huge):
             return value
@@ -323,14 +331,10 @@ class _Numeric:
             return next(a for a in arguments if isinstance(a, _Huge))
         if op == "mul" and all(isinstance(a, _Huge) or (_is_real(a) and abs(a) >= 1) for a in arguments):
             return _Huge(math.prod(a.sign if isinstance(a, _Huge) else (1 if a.real > 0 else -1) for a in arguments))
-        if (
-            op == "pow"
-            and isinstance(arguments[1], _Huge)
-            and arguments[1].sign > 0
-            and not isinstance(arguments[0], _Huge)
-        ):
-            if _is_real(arguments[0]) and arguments[0].real >= 2:
-                return _Huge(1)
+        base, exponent = arguments[0], arguments[-1]
+        towers = op == "pow" and isinstance(exponent, _Huge) and exponent.sign > 0 and not isinstance(base, _Huge)
+        if towers and _is_real(base) and base.real >= 2:
+            return _Huge(1)
         raise Undecided("too large")
 
     def apply(self, op: str, arguments: list[Any]) -> Any:
@@ -350,6 +354,8 @@ class _Numeric:
         if op == "degrees":
             return arguments[0] * mp.pi / 180
         if op in {"factorial", "binom"}:
+            if op == "factorial" and self.magnitude(arguments[0]) > 60 and _is_real(arguments[0]) and arguments[0].real > 0:
+                return _Huge(1)
             self.limit(60, *arguments)
             return mp.factorial(arguments[0]) if op == "factorial" else mp.binomial(*arguments)
         if op in {"log", "log10", "ln"}:

@@ -199,6 +199,8 @@ class _Parser:
             return self.symbol(token.value)
         if token.kind == "op" and token.value in {"(", "[", "{"}:
             inner = self.sum()
+            if token.value == "{" and self.take("choose"):
+                inner = Node("binom", (inner, self.sum()))
             closing = {"(": ")", "[": "]", "{": "}"}[token.value]
             self.expect(closing)
             return inner

@@ -33,6 +33,12 @@ _MATH = re.compile(r"\$\$(.{1,2000}?)\$\$|\$([^$\n]{1,2000}?)\$|\\\((.{1,2000}?)
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.\\{])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+(?:\.\d+)?)?(?:\s*\\?%)?(?![A-Za-z0-9_])"
 )
+_ADVERBS = re.compile(
+    r"^(?:(?:therefore|thus|hence|then|so|simply|just|clearly|exactly|indeed|definitely|equal to|given by|option|choice)"
+    r"\b[\s,:]*)+",
+    re.IGNORECASE,
+)
+_TEXT_ARGUMENT = re.compile(r"\\(?:text\w*|mbox|mathrm|begin|end)\s*\{[^{}]*\}")
 _CONTINUES = re.compile(
     r"^\s*(?:,?\s*(?:or|and|but)\b|[,;/=<>+*^-]|\\(?:text|cup|or|pm|approx|le|ge|frac|times|cdot)\b|not\b)",
     re.IGNORECASE,
@@ -72,11 +78,9 @@ def extract_answer(response: str) -> Extraction:
 
 def final_part(response: str) -> tuple[str, str]:
     """The text after the thinking section, and the reason why there is none."""
-    end = start = None
-    for end in _THINK_END.finditer(response):
-        pass
-    position = end.end() if end else 0
-    for start in _THINK_START.finditer(response, position):
+    ends = [match.end() for match in _THINK_END.finditer(response)]
+    position = ends[-1] if ends else 0
+    if _THINK_START.search(response, position):
         return "", "the thinking section is never closed"
     final = response[position:]
     return final, "" if final.strip() else "nothing follows the thinking section"
@@ -172,7 +176,7 @@ def _from_cue(text: str) -> Extraction | None:
 
 def _segment(text: str) -> str:
     """The answer at the start of the text behind a phrase."""
-    text = text.lstrip(" \t\n:*_`=").replace("**", " ")
+    text = _ADVERBS.sub("", text.lstrip(" \t\n:*_`=").replace("**", " "))
     math = _MATH.match(text)
     line = text if math and "\n" in math[0] else text.partition("\n")[0]
     sentence = re.split(r"(?<=[^\s.])\.(?=\s+[A-Z\\<]|\s*$)|\s+I hope\b", line)[0].strip()
@@ -199,17 +203,13 @@ def _leading_value(sentence: str) -> str:
 
 
 def _whole(text: str) -> Extraction | None:
-    """A response that is nothing but an answer: one line with hardly any words."""
+    """A response that is nothing but an answer: short, one paragraph, hardly any words, not a sentence about numbers."""
     text = text.strip()
-    if (
-        "\n\n" in text
-        or len(
-            re.findall(r"(?<!\\)\b[A-Za-z]{2,}\b", re.sub(r"\\(?:text|mbox|mathrm|begin|end)\s*\{[^{}]*\}", "", text))
-        )
-        > 3
-    ):
+    if len(text) > 2000 or "\n\n" in text:
         return None
-    return Extraction(text, "whole response")
+    prose = re.findall(r"(?<!\\)\b[A-Za-z]{2,}\b", _TEXT_ARGUMENT.sub("", text))
+    starts_as_sentence = re.match(r"[A-Za-z']{2,}\s|I\s", text) and re.search(r"\d", text)
+    return None if len(prose) > 3 or (prose and starts_as_sentence) else Extraction(text, "whole response")
 
 
 def _last_value(text: str) -> Extraction | None:
@@ -220,6 +220,7 @@ def _last_value(text: str) -> Extraction | None:
         content = next(group for group in match.groups() if group is not None)
         best = (match.end(), content, "last formula")
     for match in _NUMBER.finditer(tail, best[0] if best else 0):
-        if match[0]:
+        cut_off = match.start() == 0 and len(text) > len(tail)
+        if match[0] and not cut_off:
             best = (match.end(), match[0], "last number")
     return Extraction(best[1], best[2]) if best else None

@@ -87,6 +87,8 @@ def grade_here(
     if mode != "default":
         return _reference(response, gold, mode, started, may_be_slow=engine is not None)
     golds = _gold_readings(gold_text(gold), kind)
+    if response.strip() == gold_text(gold).strip():
+        return _verdict("correct", "identical to the gold answer", Extraction(response, "whole response"), golds, started)
     extraction = extract_answer(response)
     if extraction.text is None:
         return _verdict("wrong", extraction.reason, extraction, golds, started)

@@ -100,8 +100,11 @@ def clean(text: str) -> str:
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPT) + "}", text)
     text = text.translate(_UNICODE)
-    # A doubled backslash ends a matrix row; outside of a matrix it is an escaped single one.
-    text = re.sub(r"\\\\(\[[^\]]{0,12}\])?", "\ue000", text) if r"\begin" in text else text.replace("\\\\", "\\")
+    # A doubled backslash ends a matrix row; outside of a matrix it is an escaped single one or a line break.
+    if r"\begin" in text:
+        text = re.sub(r"\\\\(\[[^\]]{0,12}\])?", "\ue000", text)
+    else:
+        text = re.sub(r"\\\\(?![A-Za-z{}%$,;!])", " ", text).replace("\\\\", "\\")
     text = (
         text.replace(r"\$", r"\dollar ").replace("$", " ").replace(r"\%", "%").replace(r"\#", "#").replace(r"\_", "_")
     )
@@ -112,7 +115,8 @@ def clean(text: str) -> str:
     text = re.sub(r"\^\s*(?:\{\s*\\(?:circ|deg|degree)\s*\}|\\(?:circ|deg|degree)(?![A-Za-z]))", r"\\deg ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
     text = re.sub(r"\\(?:hspace|vspace|label|tag|phantom|hphantom|vphantom)\*?\s*\{[^{}]{0,40}\}", " ", text)
-    text = text.replace(r"\not=", r"\ne ").replace("**", "").replace("`", "").replace("!=", r"\ne ")
+    text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text)  # a power in program notation; else bold markdown
+    text = text.replace(r"\not=", r"\ne ").replace("**", "").replace("`", "")
     text = text.replace("<=", r"\le ").replace(">=", r"\ge ")
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text)
     return re.sub(r"\s+", " ", text).strip()
@@ -182,7 +186,7 @@ def _letters(value: str, space: bool, in_text: bool, text: str, end: int) -> lis
 _SHORT_WORDS = {
     "yes", "no", "odd", "all", "one", "two", "six", "ten", "the", "not", "cm", "mm", "km", "kg", "mg", "ml", "ft", "lb", "lbs",
     "oz", "mph", "mi", "yd", "hr", "hrs", "min", "sec", "sq", "in", "am", "pm", "is", "to", "of", "if", "nan", "but", "for", "are",
-    "deg", "day", "men", "cup", "red", "map", "via", "per", "dne",
+    "an", "deg", "day", "men", "cup", "red", "map", "via", "per", "dne",
 }  # fmt: skip
 
 
