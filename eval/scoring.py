@@ -194,7 +194,7 @@ def generate_texts(
 
 
 def _generate_batch(model, tokenizer, prompts, limits, batching) -> list[str]:
-    pad_id = pad_token(tokenizer)
+    pad_id = pad_token(tokenizer, model)
     batch = pad_batch([{"input_ids": prompt} for prompt in prompts], pad_id, side="left", compat=batching.compat)
     device = next(model.parameters()).device
     width = batch["input_ids"].shape[1]
@@ -215,16 +215,24 @@ def generation_config(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
     config = copy.deepcopy(model.generation_config)
     settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
     settings |= {"max_new_tokens": max_new_tokens, "max_length": None, "use_cache": True}
-    settings["pad_token_id"] = pad_token(tokenizer)
+    settings["pad_token_id"] = pad_token(tokenizer, model)
     settings["eos_token_id"] = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     for key, value in settings.items():
         setattr(config, key, value)
     return config
 
 
-def pad_token(tokenizer: Any) -> int:
-    """The pad id, else the eos id: any id does, since masks come from lengths."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+def pad_token(tokenizer: Any, model: Any) -> int:
+    """The pad id, else the eos id: any id does, since masks come from lengths.
+
+    Some tokenizers bring a pad token of their own that the model has no embedding for; then it is eos as well.
+    """
+    pad = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None or pad >= vocabulary_size(model) else pad
+
+
+def vocabulary_size(model: Any) -> int:
+    return model.get_input_embeddings().num_embeddings
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -26,6 +26,7 @@ from negpo.eval.scoring import (
     generation_config,
     pad_token,
     score_items,
+    vocabulary_size,
 )
 from negpo.eval.tofu_data import TofuData, load_tofu
 from negpo.eval.tofu_items import MAX_LENGTH, Answer, Encoder, Mode, row_id
@@ -178,6 +179,11 @@ class _Run:
         self.model, self.encoder, self.data, self.settings = model, encoder, data, settings
         self.store, self.report = store, report
         self.answers = encoder.answers(data)
+        highest, size = max(max(answer.item["input_ids"]) for answer in self.answers), vocabulary_size(model)
+        if highest >= size:
+            raise ConfigError(
+                f"the tokenizer gives id {highest}, the model has {size} tokens; they do not fit together"
+            )
         self.results: list[dict[str, Any]] = []
         self.rows = {name: [_blank(name, *pair) for pair in enumerate(rows)] for name, rows in data.sets.items()}
 
@@ -238,7 +244,7 @@ class _Run:
         return score_items(
             model,
             [answer.item for answer in answers],
-            pad_token(self.encoder.tokenizer),
+            pad_token(self.encoder.tokenizer, model),
             detailed=detailed,
             k=self.settings.mia_k,
             batching=self.settings.batching,
