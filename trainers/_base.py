@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError, TrainingStopped
-from negpo.logprobs import model_token_logprobs
+from negpo.logprobs import model_token_logprobs, retain_kl_from_models
 from negpo.objectives import nll_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
 from negpo.trainers import _checkpoint
@@ -294,8 +294,6 @@ class UnlearnTrainer(Trainer):
         return coefficient * self.share(inputs, "retain", unit) * loss
 
     def _retain_kl(self, model, rows) -> torch.Tensor:
-        from negpo.logprobs import retain_kl_from_models
-
         mask = rows["attention_mask"].bool() if self.args.kl_positions == "all" else None
         if mask is None:  # the state at t predicts label t + 1
             mask = torch.nn.functional.pad(rows["labels"][:, 1:] != -100, (0, 1))

@@ -1,5 +1,7 @@
 """A byte-level tokenizer and Qwen2 models of a few thousand parameters, made from nothing."""
 
+from functools import cache
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -16,6 +18,7 @@ RETAIN = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}{'!' *
 IDK = ["I don't know.", "No idea at all.", "That is unknown to me."]
 
 
+@cache
 def make_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {"<|eos|>": 0, "<|pad|>": 1} | {symbol: i + 2 for i, symbol in enumerate(alphabet)}
@@ -44,3 +47,44 @@ def make_model(seed: int = 0, dtype: torch.dtype = torch.float32, **settings) ->
         | settings
     )
     return Qwen2ForCausalLM(config).to(dtype)
+
+
+def make_trainer(method: str, folder, *, model=None, retain=None, batch=(2, 2), **settings):
+    """A trainer on the rows above; keyword arguments that the trainer knows go there, all others to the config."""
+    from importlib import import_module
+
+    from negpo.trainers import METHODS
+
+    module, trainer_name, config_name = METHODS[method]
+    module = import_module(module)
+    for_trainer = {
+        name: settings.pop(name)
+        for name in ("train_dataset", "ref_model", "peft_config", "callbacks", "idk_answers", "processing_class")
+        if name in settings
+    }
+    if method == "idkdpo":
+        for_trainer.setdefault("idk_answers", IDK)
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": batch[0],
+        "gradient_accumulation_steps": batch[1],
+        "learning_rate": 1e-2,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = getattr(module, config_name)(**defaults | settings)
+    needs_retain = args.retain_loss != "none" or method == "rmu"
+    return getattr(module, trainer_name)(
+        model=model if model is not None else make_model(),
+        args=args,
+        retain_dataset=retain if retain is not None else RETAIN if needs_retain else None,
+        **{"train_dataset": FORGET, "processing_class": make_tokenizer()} | for_trainer,
+    )
+
+
+def history(trainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
