@@ -178,7 +178,7 @@ def read_problems(source: str, bench: Benchmark) -> list[Problem]:
         raise DataError(
             f"{len(repeated)} ids stand on several rows (first: {shown}); ids must be unique", file=source, field="id"
         )
-    check_golds(problems, source)
+    check_golds(problems, source, bench.kind)
     return problems
 
 
@@ -192,14 +192,14 @@ def _problem(bench: Benchmark, row: Row, index: int, source: str) -> Problem:
     return Problem(**{**values, "id": identity})
 
 
-def check_golds(problems: Sequence[Problem], source: str) -> None:
+def check_golds(problems: Sequence[Problem], source: str, kind: str | None = None) -> None:
     """Raise DataError for the first gold that the grader cannot read."""
     from negpo.rewards import validate_gold
 
     for index, problem in enumerate(problems):
         try:
-            validate_gold(problem.gold)
-        except ValueError as error:
+            validate_gold(problem.gold, kind)
+        except DataError as error:
             raise DataError(
                 f"the gold {problem.gold!r} cannot be graded ({error})", file=source, row=index, field="answer"
             ) from error

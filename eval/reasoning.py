@@ -176,7 +176,7 @@ class ReasoningRun:
             return
         pairs = [(row["text"], golds[row["problem"]]) for row in rows]
         graded = []
-        for row, verdict in zip(rows, pool.grade_many(pairs, kind=self.kind, mode=self.protocol.grader), strict=True):
+        for row, verdict in zip(rows, pool.grade_many(pairs, kinds=self.kind, mode=self.protocol.grader), strict=True):
             graded.append(
                 {
                     "problem": row["problem"],
