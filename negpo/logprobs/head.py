@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from negpo.logprobs.tiles import LogitMap
 
+_WRAPPED = ("module", "_fsdp_wrapped_module", "_orig_mod")
+
 
 @dataclass(frozen=True)
 class HeadSpec:
@@ -29,16 +31,16 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel):
             raise ValueError("nn.DataParallel is not supported; start with `accelerate launch` to use several GPUs")
-        if hasattr(model, "get_base_model"):
+        # Wrappers first, by their child's name: DeepSpeed and FSDP answer for any attribute of what they wrap.
+        wrapped = next((model._modules[name] for name in _WRAPPED if name in model._modules), None)
+        if wrapped is not None:
+            model = wrapped
+        elif hasattr(model, "get_base_model"):
             if any(config.is_prompt_learning for config in model.peft_config.values()):
                 raise ValueError("prompt-learning adapters change the sequence and are not supported; use LoRA")
             model = model.get_base_model()
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
         elif hasattr(model, "get_output_embeddings"):
             return model
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
         else:
             raise ValueError(f"{type(model).__name__} has no output embeddings; a causal language model is needed")
 

@@ -35,8 +35,8 @@ def streamed_kl(
     """Mean over positions of KL(ref || policy), a scalar, without either (positions, V) matrix.
 
     policy_hidden: (..., H); ref_hidden: (..., H') with the same leading shape; heads: :class:`HeadSpec` or a bare
-    weight (V, H). mask: bool of the leading shape, True where a position counts; None counts all. No gradient reaches the
-    reference. float32 (float64 for float64 ``policy_hidden``).
+    weight (V, H). mask: bool of the leading shape, True where a position counts; None counts all. No gradient reaches
+    the reference. float32 (float64 for float64 ``policy_hidden``).
 
     Raises ValueError for shapes that do not fit and for a mask without True.
     """
