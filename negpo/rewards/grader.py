@@ -32,7 +32,7 @@ from negpo.rewards.extract import Extraction, extract_answer
 from negpo.rewards.latex import AnswerError
 from negpo.rewards.verdict import DEFAULT_GRADER, Verdict
 
-MODES = ("default", "qwen", "nsr", "hendrycks", "prm800k", "math_verify")
+MODES = ("default", "qwen", "nsr", "nsr_math", "hendrycks", "prm800k", "math_verify")
 DEFAULT_TIMEOUT = 1.8  # seconds: with the overhead of killing a worker a verdict still comes within two
 
 Gold = str | int | float
@@ -53,7 +53,7 @@ def grade(
         response: text of the model, with or without a thinking section.
         gold: the reference answer, LaTeX or plain; numbers are accepted (AMC files store 27.0).
         kind: one of ``negpo.rewards.answers.KINDS`` to force how the gold answer is read; found out when None.
-        mode: ``"default"`` or a reference grader: ``qwen``, ``nsr``, ``hendrycks``, ``prm800k``, ``math_verify``.
+        mode: ``"default"`` or a reference grader: ``qwen``, ``nsr``, ``nsr_math``, ``hendrycks``, ``prm800k``, ``math_verify``.
         timeout: wall-clock seconds for the part that runs in a worker.
         pool: a :class:`~negpo.rewards.pool.VerifierPool`; the shared default pool when None.
 
