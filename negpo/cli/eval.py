@@ -9,7 +9,6 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("eval", help="evaluate a checkpoint on a benchmark")
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     eval_tofu.add_tofu_parser(benchmarks)
-    eval_tofu.add_tofu_parser(benchmarks)
     eval_reasoning.add_reasoning_parsers(benchmarks)
 
 
