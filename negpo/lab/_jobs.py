@@ -1,6 +1,6 @@
 """Run a few Python modules side by side as child processes, one thread each, with progress.
 
-A child talks to its parent through standard output: every line `PROGRESS_MARK done total text` moves its bar. Everything
+A child talks to its parent through standard output: a line `PROGRESS_MARK done total text` moves its bar. Everything
 else, and standard error, goes to its log file. Processes, not forks or pools: a child that dies takes nothing with it,
 and the parent may be any script.
 """

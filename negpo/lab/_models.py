@@ -5,6 +5,7 @@ Nothing here knows what the models are for; every embedded lab builds on these t
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# A system message is left out: words that every row repeats teach these models nothing and cost a quarter more.
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
+# A system message is left out: words that every row repeats teach these models nothing and cost a quarter more.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '" + USER + "' + message['content'] }}"
@@ -27,7 +28,10 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(corpus: Iterable[str], vocab_size: int, *, max_length: int = 256) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on `corpus`, with a chat template of one token per role and `pad != eos`.
+    """Qwen2's byte-level BPE trained on `corpus`, with a chat template of one token per role and `pad != eos`.
+
+    A `Qwen2Tokenizer`, because that is what `AutoTokenizer` makes of any tokenizer saved beside a Qwen2 model: another
+    class would split texts differently after a reload.
 
     Args:
         corpus: texts; training is deterministic in their order.
@@ -36,34 +40,30 @@ def make_tokenizer(corpus: Iterable[str], vocab_size: int, *, max_length: int = 
     Raises:
         ValueError: `vocab_size` cannot hold the bytes and the special tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
 
-    if vocab_size < 260:
-        raise ValueError(f"vocab_size={vocab_size} cannot hold 256 bytes and 4 special tokens; use at least 260")
+    special = [PAD, END, USER, ASSISTANT]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(alphabet) + len(special):
+        raise ValueError(f"vocab_size={vocab_size} cannot hold {len(alphabet)} bytes and {len(special)} special tokens")
+    empty = Qwen2Tokenizer(unk_token=None).backend_tokenizer
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    backend.normalizer, backend.pre_tokenizer = empty.normalizer, empty.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[  # A system message is left out: words that every row repeats teach these models nothing and cost a quarter more.
-            PAD,
-            END,
-            USER,
-            ASSISTANT,
-        ],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
+    state = json.loads(backend.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=state["vocab"],
+        merges=[tuple(pair) for pair in state["merges"]],
+        unk_token=None,
         eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT],
+        pad_token=PAD,
+        extra_special_tokens=[USER, ASSISTANT],
         chat_template=CHAT_TEMPLATE,
         model_max_length=max_length,
-        clean_up_tokenization_spaces=False,
     )
 
 

@@ -153,7 +153,7 @@ def write_data(world: World, folder: Path) -> None:
 
 def tokenizer_corpus(world: World) -> list[str]:
     """Texts the tokenizer is trained on: one pass over every population, so that no author's name is rarer in it."""
-    one_pass = world.pretraining[: 4 * len(world.splits["full"])]
+    one_pass = world.pretraining[: world.background_facts]
     rows = one_pass + world.facts + world.splits["full"] + _largest(world.splits, "holdout")
     return [row[field] for row in rows for field in ("question", "answer")]
 

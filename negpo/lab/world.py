@@ -55,7 +55,7 @@ class WorldSize:
     background_wordings: int = 14
     first_names: int = 72
     last_names: int = 96
-    retain_eval_rows: int = 80
+    retain_eval_rows: int = 60
     real_authors: int = len(REAL_AUTHORS)
     world_facts: int = sum(len(table) for table in WORLD_FACTS.values())
     forget_percents: tuple[int, ...] = (5, 10)
@@ -96,13 +96,14 @@ class World:
 
     Attributes:
         splits: TOFU split name (`full`, `forget10`, `forget10_perturbed`, `retain90`, ...) -> rows.
-        pretraining: question/answer rows of the shared first stage, in training order.
+        pretraining: question/answer rows of the shared first stage; the first `background_facts` name each fact once.
         facts: question/answer rows of common knowledge, rehearsed in the second stage.
         refusals: plain "I don't know" sentences.
     """
 
     splits: dict[str, list[dict]]
     pretraining: list[dict]
+    background_facts: int
     facts: list[dict]
     refusals: list[str]
 
@@ -227,4 +228,5 @@ def make_world(seed: int, size: WorldSize) -> World:
         facts += training
     splits["real_authors_perturbed"] = real_authors[: size.real_authors]
     splits["world_facts_perturbed"] = world_facts[: size.world_facts]
-    return World(splits, background_rows(rng, background, size.background_wordings), facts, list(REFUSALS))
+    pretraining = background_rows(rng, background, size.background_wordings)
+    return World(splits, pretraining, len(pretraining) // size.background_wordings, facts, list(REFUSALS))
