@@ -17,7 +17,7 @@ from negpo.logprobs import model_token_logprobs, retain_kl_from_models
 from negpo.objectives import nll_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
 from negpo.trainers import _checkpoint
-from negpo.trainers._batch import UNITS, Part, concatenate, count, counts
+from negpo.trainers._batch import UNITS, Part, concatenate, count, counts, name_rows, single_rows
 from negpo.trainers._callbacks import FiniteGradients
 from negpo.trainers._config import UnlearnConfig
 from negpo.trainers._data import (
@@ -110,7 +110,7 @@ class UnlearnTrainer(Trainer):
         self._reference_checked = not args.check_reference
         self._buffer = LogBuffer()
         self._window: dict[str, torch.Tensor] = {}
-        self.window_rows: list[int] = []
+        self.window_rows = ""  # the forget rows of the optimiser batch, in words
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
@@ -219,25 +219,25 @@ class UnlearnTrainer(Trainer):
                 if self.accelerator.num_processes > 1:
                     total = self.accelerator.reduce(total, reduction="sum")
                 self._window[part] = total / pieces
-            self.window_rows = [row for batch in batches for row in batch["forget"]["row_id"].tolist()]
+            self.window_rows = name_rows(
+                "forget", [row for batch in batches for row in batch["forget"]["row_id"].tolist()]
+            )
         return batches, None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of one micro-batch, scaled so that the accumulated gradient is that of the whole optimiser batch."""
         if return_outputs:
             raise NotImplementedError("evaluate with negpo eval: the training loss of an unlearning run says little")
-        loss, finite_rows = self.batch_loss(model, inputs)
+        loss = self.batch_loss(model, inputs)
         finite = torch.isfinite(loss.detach())
         if self.accelerator.num_processes > 1:
             finite = self.accelerator.reduce(finite.float(), reduction="mean") == 1
         if not finite:
-            rows = inputs["forget"]["row_id"]
-            suspects = rows[~finite_rows].tolist() or rows.tolist()
-            self.stop(f"the loss is {loss.item()}", suspects)
+            self.stop(f"the loss is {loss.item()}", self._culprits(model, inputs))
         return loss
 
-    def batch_loss(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(loss, finite)``: the scaled loss, and for each forget row whether its log-probs are finite (B,)."""
+    def batch_loss(self, model, inputs) -> torch.Tensor:
+        """The scaled loss of one micro-batch."""
         parts = self.score(model, inputs)
         self._check_step_zero(parts)
         forget = parts["forget"]
@@ -255,7 +255,7 @@ class UnlearnTrainer(Trainer):
             total = total + self._retain_term(
                 inputs, self._retain_kl(model, inputs["retain"]), unit, self.args.kl_coeff
             )
-        return total, torch.isfinite(forget.logps.detach()).all(-1)
+        return total
 
     def score(self, model, inputs) -> dict[str, Part]:
         """Log-probs of all parts through one forward of the concatenated rows."""
@@ -287,6 +287,23 @@ class UnlearnTrainer(Trainer):
         if self.args.token_normalization == "micro_batch" or not self._window:
             return 1.0
         return count(inputs[part], unit) / self._window[part][UNITS.index(unit)]
+
+    def _culprits(self, model, inputs) -> str:
+        """The rows whose log-probs are not finite when scored alone: packed with others they would taint those."""
+        found = []
+        if self.accelerator.num_processes == 1:  # one rank's extra forward would leave the others waiting
+            for part, rows in inputs.items():
+                bad = [
+                    row["row_id"].item()
+                    for row in single_rows(rows)
+                    if not torch.isfinite(self._logps_alone(model, row)).all()
+                ]
+                found += [name_rows(part, bad)] if bad else []
+        return ", ".join(found) or name_rows("forget", inputs["forget"]["row_id"].tolist())
+
+    @torch.no_grad()
+    def _logps_alone(self, model, row) -> torch.Tensor:
+        return model_token_logprobs(model, row["input_ids"], row["attention_mask"], row["labels"]).logps
 
     def _retain_term(self, inputs, loss: torch.Tensor, unit: str, coefficient: float) -> torch.Tensor:
         n = count(inputs["retain"], unit)
@@ -330,7 +347,7 @@ class UnlearnTrainer(Trainer):
             logs |= self._buffer.drain(self.accelerator)
         super().log(logs, start_time)
 
-    def stop(self, what: str, rows: list[int]) -> None:
+    def stop(self, what: str, rows: str) -> None:
         """Save the weights of the last finished step (finite: the guards run before the optimiser), then raise."""
         step = self.state.global_step
         kept = "nothing was trained yet"
@@ -341,9 +358,8 @@ class UnlearnTrainer(Trainer):
                     self._save_checkpoint(self.model, trial=None)
             last = _checkpoint.last_complete(self.args.output_dir)
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
         raise TrainingStopped(
-            f"{what} at step {step + 1}, forget row(s) {shown}. The step was not taken; {kept}. Lower learning_rate, "
+            f"{what} at step {step + 1}, {rows}. The step was not taken; {kept}. Lower learning_rate, "
             "look at these rows, or train in float32"
         )
 

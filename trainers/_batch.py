@@ -38,3 +38,18 @@ def concatenate(parts: list[Rows], pad_id: int) -> Rows:
         name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=value) for part in parts])
         for name, value in fill.items()
     }
+
+
+def single_rows(rows: Rows) -> list[Rows]:
+    """Batches of one row each, without their padding."""
+    lengths = rows["attention_mask"].sum(1).tolist()
+    names = ("input_ids", "attention_mask", "labels")
+    return [
+        {name: rows[name][i : i + 1, :length] for name in names} | {"row_id": rows["row_id"][i]}
+        for i, length in enumerate(lengths)
+    ]
+
+
+def name_rows(part: str, rows: list[int]) -> str:
+    """``forget row(s) 3, 8``, the first eight of them."""
+    return f"{part} row(s) {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}"

@@ -64,10 +64,8 @@ class RMUTrainer(UnlearnTrainer):
             self._buffer.add(f"{name}/loss", loss * n, n)
             for stat in ("mean_norm", "mean_distance"):
                 self._buffer.add(f"{name}/{stat}", stats[stat] * n, n)
-        total = (
-            self.share(inputs, "forget", "rows") * forget + args.alpha * self.share(inputs, "retain", "rows") * retain
-        )
-        return total, torch.isfinite(forget_states.detach()).all(-1).all(-1)
+        shares = {name: self.share(inputs, name, "rows") for name in masks}
+        return shares["forget"] * forget + args.alpha * shares["retain"] * retain
 
     def _control_vector(self, states: torch.Tensor) -> torch.Tensor:
         """c u, (H,): the same in every step, process and resumed run because it depends on the seed only."""
