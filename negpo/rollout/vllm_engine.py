@@ -115,7 +115,7 @@ class VLLMEngine:
         sampling = sampling.with_stop_ids(self._stop_ids())
         requests = plan_requests(prompt_ids, sampling, prompt_keys, wanted)
         check_supported(sampling, self.tokenizer)
-        self._check_lengths(requests, sampling)
+        check_lengths(requests, sampling, self._config.max_model_len)
         collector = Collector(requests, len(prompt_ids), on_sample)
         in_flight, failures = self.max_rows, 0
         while collector.open:
@@ -200,14 +200,15 @@ class VLLMEngine:
         source = type("Ids", (), {"generation_config": None, "config": type("Config", (), {"eos_token_id": ids})})
         return stop_ids_of(source, self.tokenizer)
 
-    def _check_lengths(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        limit = self._config.max_model_len
-        longest = max(requests, key=lambda r: len(r.prompt_ids), default=None)
-        if longest is not None and len(longest.prompt_ids) + sampling.max_new_tokens > limit:
-            raise ConfigError(
-                f"{longest} and max_new_tokens={sampling.max_new_tokens} exceed the engine's max_model_len={limit}. "
-                "Shorten the prompt, lower max_new_tokens or start the engine with a larger max_model_len."
-            )
+
+def check_lengths(requests: Sequence[Request], sampling: Sampling, limit: int) -> None:
+    """Refuse a prompt that leaves no room for `max_new_tokens`; a limit of 0 is unknown."""
+    longest = max(requests, key=lambda r: len(r.prompt_ids), default=None)
+    if longest is not None and limit and len(longest.prompt_ids) + sampling.max_new_tokens > limit:
+        raise ConfigError(
+            f"{longest} and max_new_tokens={sampling.max_new_tokens} exceed the engine's max_model_len={limit}. "
+            "Shorten the prompt, lower max_new_tokens or start the engine with a larger max_model_len."
+        )
 
 
 def check_supported(sampling: Sampling, tokenizer: Any) -> None:

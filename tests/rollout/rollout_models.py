@@ -37,3 +37,13 @@ def build_lora(model, *, rank: int = 4, **options):
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
     return wrapped
+
+
+def write_tokenizer(folder) -> None:
+    """One word per id: enough of a tokenizer for a server that insists on one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0").save_pretrained(folder)

@@ -203,6 +203,13 @@ def test_the_private_names_we_use_still_exist():
     """Contract with vLLM 0.31: every name that is not in its documented interface."""
     import inspect
 
+    from vllm.distributed.weight_transfer import (
+        HTTPVLLMWeightSyncClient,
+        ParamMeta,
+        WeightSource,
+        WeightTransferTrainerFactory,
+    )
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -212,4 +219,10 @@ def test_the_private_names_we_use_still_exist():
     assert "weights_iterator" in inspect.signature(GPUModelRunner.reload_weights).parameters
     assert issubclass(EngineDeadError, Exception)
     assert issubclass(EngineGenerateError, Exception)
+    fields = inspect.signature(NCCLTrainerInitInfo).parameters
+    assert {"master_address", "master_port", "world_size", "rank"} <= fields.keys()
+    assert {"client", "source"} <= inspect.signature(WeightTransferTrainerFactory.trainer_init).parameters.keys()
+    assert list(inspect.signature(ParamMeta).parameters) == ["name", "dtype", "shape"]
+    assert WeightSource.__abstractmethods__ == {"metadata", "__iter__"}
+    assert "timeout" in inspect.signature(HTTPVLLMWeightSyncClient).parameters
     assert all(callable(getattr(LLMEngine, name)) for name in ("add_request", "step", "abort_request"))
