@@ -72,7 +72,7 @@ class Encoder:
                 question = self.question(name, index, row)
                 for kind, field, text in _texts(name, row):
                     item = self.encode(question, text)
-                    if not has_answer(item, self.tokenizer.eos_token_id):
+                    if not has_answer(item, self.tokenizer.eos_token_id, self.max_length):
                         raise DataError(
                             f"no answer token is left within max_length={self.max_length}; raise it or shorten the row",
                             file=f"{data.source} ({name})",

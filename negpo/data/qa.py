@@ -114,7 +114,7 @@ def encode_rows(
     items, kept = [], []
     for index, row in enumerate(rows):
         item = encode_qa(tokenizer, template, row[question], row[answer], max_length=max_length)
-        if has_answer(item, tokenizer.eos_token_id):
+        if has_answer(item, tokenizer.eos_token_id, max_length):
             items.append(item)
             kept.append(index)
         elif not drop_empty:
@@ -128,10 +128,15 @@ def encode_rows(
     return items, kept
 
 
-def has_answer(item: Item, eos_token_id: int) -> bool:
-    """Whether at least one labelled token other than a final end-of-sequence token is left."""
+def has_answer(item: Item, eos_token_id: int, max_length: int | None = None) -> bool:
+    """Whether at least one labelled token other than a final end-of-sequence token is left.
+
+    With ``max_length`` a lone eos is accepted when nothing was cut: a one-token answer that merges with the prompt's
+    last blank leaves only that, in the reference too.
+    """
     labelled = labelled_ids(item)
-    return len(labelled) > 1 or (len(labelled) == 1 and labelled[0] != eos_token_id)
+    whole = max_length is not None and len(item["input_ids"]) <= max_length
+    return len(labelled) > 1 or (len(labelled) == 1 and (whole or labelled[0] != eos_token_id))
 
 
 def labelled_ids(item: Item) -> list[int]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negpo.data.collate import pad_batch
-from negpo.data.qa import IGNORE, QATemplate, encode_qa, encode_rows, encode_text
+from negpo.data.qa import IGNORE, QATemplate, encode_qa, encode_rows, encode_text, has_answer
 from negpo.errors import DataError
 
 TAGS = QATemplate()
@@ -87,6 +87,14 @@ def test_a_prompt_that_is_not_a_prefix_warns(stub_tokenizer):
 
     with pytest.warns(UserWarning, match="not the beginning"):
         encode_qa(Merging(), TAGS, "who?", "bo")
+
+
+def test_a_lone_eos_is_an_answer_only_where_nothing_was_cut():
+    item = {"input_ids": [5, 6, 2], "labels": [IGNORE, IGNORE, 2]}
+    assert has_answer(item, 2, max_length=3)
+    assert not has_answer(item, 2, max_length=2)
+    assert not has_answer(item, 2)
+    assert not has_answer({"input_ids": [5], "labels": [IGNORE]}, 2, max_length=3)
 
 
 @pytest.mark.parametrize(
