@@ -219,9 +219,8 @@ class UnlearnTrainer(Trainer):
                 if self.accelerator.num_processes > 1:
                     total = self.accelerator.reduce(total, reduction="sum")
                 self._window[part] = total / pieces
-            self.window_rows = name_rows(
-                "forget", [row for batch in batches for row in batch["forget"]["row_id"].tolist()]
-            )
+            rows = torch.cat([batch["forget"]["row_id"] for batch in batches])
+            self.window_rows = name_rows("forget", rows.tolist())
         return batches, None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -75,7 +75,7 @@ def test_a_folder_renamed_to_fit_another_key_is_refused(tmp_path):
     other = ReferenceKey(**{**KEY.__dict__, "weights": "other"})
     folder = build_or_open(tmp_path, KEY, COUNTS, compute()).folder
     os.rename(folder, tmp_path / other.digest()[:24])
-    with pytest.raises(DataError, match="made for something else .*weights"):
+    with pytest.raises(DataError, match=r"made for something else .*weights"):
         build_or_open(tmp_path, other, COUNTS, compute())
 
 
