@@ -1,9 +1,4 @@
-r"""Typed answers: what an answer text means, without comparing it with anything.
-
-:func:`parse_answer` reads a text as one of the dataclasses below. Structure is found first (lists, relations, brackets,
-matrices), values last, so that a bracket or a comma is never lost. A value the small parser cannot read keeps its LaTeX and
-``node=None``; math-verify may still read it in a worker. A text that is ambiguous (``1,234``) has two readings.
-"""
+r"""Typed answers: the kinds of thing an answer text can mean. :mod:`negpo.rewards.reading` finds out which."""
 
 from __future__ import annotations
 
@@ -11,22 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from negpo.rewards.expression import Node, free_symbols, number, parse_expression
-from negpo.rewards.latex import (
-    AnswerError,
-    Token,
-    check_brackets,
-    clean,
-    is_close,
-    is_open,
-    render,
-    split_top,
-    tokenize,
-)
-from negpo.rewards.units import SCALES, Unit, parse_unit, words_to_number
+from negpo.rewards.expression import Node, free_symbols
+from negpo.rewards.units import Unit
 
-MAX_ANSWER_CHARS = 8_000
-MAX_ANSWER_TOKENS = 2_500  # after redundant brackets are gone
 KINDS = ("integer", "number", "expression", "interval", "set", "tuple", "matrix", "relation", "unit", "text", "choice")
 
 
@@ -131,59 +113,6 @@ class Reading:
     text_key: str = field(compare=False, default="")
 
 
-_RELATIONS = {"=", "<", ">", "le", "ge", "ne", "equiv"}
-_LISTS = {",", ";", "or", "and"}
-_SETS = {"cup": "cup", "cap": "cap", "setminus": "setminus"}
-_REALS_TEXT = {"allrealnumbers", "allreals", "allrealvalues", "realnumbers", "anyrealnumber", "everyrealnumber"}
-_EMPTY_TEXT = {"emptyset", "theemptyset", "nosolution", "nosolutions", "norealsolution", "norealsolutions"}
-_MATRIX = {"pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array"}
-
-
-def parse_answer(text: str, kind: str | None = None) -> list[Reading]:
-    """All readings of an answer text, the likeliest first.
-
-    Raises:
-        AnswerError: nothing there, unbalanced brackets, or beyond the size limit.
-    """
-    if len(text) > MAX_ANSWER_CHARS:
-        raise AnswerError(f"an answer of {len(text)} characters, limit {MAX_ANSWER_CHARS}")
-    cleaned = clean(text)
-    readings: list[Reading] = []
-    grouped: list[Token] = []
-    for group in (True, False):
-        tokens = tokenize(cleaned, group_thousands=group)
-        if group:
-            grouped = tokens
-        elif tokens == grouped or not _plain_list(tokens):
-            continue
-        tokens = trim(tokens)
-        if not tokens:
-            raise AnswerError("the answer is empty")
-        if len(tokens) > MAX_ANSWER_TOKENS:
-            raise AnswerError(f"an answer of {len(tokens)} tokens, limit {MAX_ANSWER_TOKENS}")
-        key = "".join(f"{token.kind[0]}{token.value} " for token in tokens)
-        answer = _with_kind(tokens, kind)
-        if group or readable(answer):
-            readings.append(Reading(answer, key, text_key(tokens)))
-    # (1,234) is a pair unless an item would start with a zero.
-    if len(readings) == 2 and isinstance(readings[1].answer, Bracketed):
-        readings.pop(0)
-    return readings
-
-
-def _with_kind(tokens: list[Token], kind: str | None) -> Answer:
-    if kind == "text":
-        return Text(text_key(tokens))
-    if kind == "choice":
-        return _choice(tokens) or Text(text_key(tokens))
-    answer = parse_tokens(tokens)
-    if kind == "tuple" and isinstance(answer, Collection):
-        return Bracketed("(", ")", answer.items)
-    if kind == "set" and isinstance(answer, Value):
-        return Collection((answer,))
-    return answer
-
-
 def readable(answer: Answer) -> bool:
     """Whether every value inside was understood by the small parser."""
     if isinstance(answer, Value):
@@ -200,391 +129,6 @@ def readable(answer: Answer) -> bool:
     return all(readable(part) for part in parts)
 
 
-def _plain_list(tokens: Sequence[Token]) -> bool:
-    """No number starts with a superfluous zero, so reading every comma as a separator makes sense."""
-    return not any(token.kind == "num" and re.match(r"0\d", token.value) for token in tokens)
-
-
-def text_key(tokens: Sequence[Token]) -> str:
-    """Letters, digits and signs of a text in lower case, without a leading article."""
-    words = [
-        token.value.lower() for token in tokens if token.value not in {".", ",", ";", "{", "}", "(", ")", "!", '"', "'"}
-    ]
-    return "".join(words[1:] if len(words) > 1 and words[0] in {"the", "a", "an"} else words)
-
-
-def trim(tokens: Sequence[Token]) -> list[Token]:
-    """Drops closing punctuation and every pair of brackets that encloses everything without a comma inside.
-
-    Linear in the number of tokens, so two thousand nested parentheses cost nothing.
-
-    Raises:
-        AnswerError: unbalanced brackets.
-    """
-    low, high = 0, len(tokens)
-    partner: list[int] | None = None
-    offset = layers = 0
-    while low < high:
-        first, last = tokens[low], tokens[high - 1]
-        if last.kind == "op" and last.value in {".", ",", ";", ":", "row", "&"}:
-            high -= 1
-        elif first.kind == "op" and first.value in {":", ".", ","} and not _starts_decimal(tokens, low):
-            low += 1
-        elif _label_length(tokens[low : min(high, low + 4)]):
-            break
-        else:
-            if partner is None:
-                partner, offset = check_brackets(tokens[low:high]), low
-                commas = _comma_depths(tokens[low:high])
-            removable = first.value == "{" or (first.value == "(" and last.value == ")" and layers + 1 not in commas)
-            if partner[low - offset] != high - 1 - offset or not removable:
-                break
-            low, high, layers = low + 1, high - 1, layers + 1
-    return list(tokens[low:high])
-
-
-def _comma_depths(tokens: Sequence[Token]) -> set[int]:
-    """Bracket depths at which commas or semicolons stand."""
-    depth, found = 0, set()
-    for token in tokens:
-        depth += is_open(token) - is_close(token)
-        if token.value in {",", ";"}:
-            found.add(depth)
-    return found
-
-
-def _starts_decimal(tokens: Sequence[Token], index: int) -> bool:
-    return tokens[index].value == "." and index + 1 < len(tokens) and tokens[index + 1].kind == "num"
-
-
-# -- structure ---------------------------------------------------------------------------------------------------------
-
-
-def parse_tokens(tokens: Sequence[Token]) -> Answer:
-    """The typed answer of a token list."""
-    label = _label_length(tokens)
-    if not label:
-        tokens = trim(tokens)
-    if not tokens:
-        raise AnswerError("an item is empty")
-    for reader in (
-        _choice,
-        _special_text,
-        _number_words,
-        _list,
-        _approximation,
-        _relation,
-        _combination,
-        _bracketed,
-        _ratio,
-    ):
-        answer = reader(list(tokens))
-        if answer is not None:
-            return answer
-    return _value(list(tokens))
-
-
-def _letter(tokens: Sequence[Token]) -> str | None:
-    """A choice letter: one letter A to Z, alone."""
-    if len(tokens) == 3 and tokens[0].value == "{" and tokens[2].value == "}":
-        tokens = tokens[1:2]
-    if len(tokens) == 1 and tokens[0].kind in {"sym", "word"} and len(tokens[0].value) == 1:
-        return tokens[0].value
-    return None
-
-
-def _label_length(tokens: Sequence[Token]) -> int:
-    """Number of tokens of a leading choice label ``(C)``, ``C)``, ``C.`` or ``C:``, 0 if there is none."""
-    if len(tokens) >= 3 and tokens[0].value == "(" and tokens[2].value == ")" and _letter(tokens[1:2]):
-        return 3
-    if (
-        len(tokens) >= 2
-        and tokens[1].value in {")", ".", ":"}
-        and _letter(tokens[:1])
-        and tokens[0].value in "ABCDEFGHIJ"
-    ):
-        return 2
-    return 0
-
-
-def _choice(tokens: list[Token]) -> Answer | None:
-    letter = _letter(tokens)
-    if letter and (letter.isupper() or tokens[0].kind == "word"):
-        return Choice(letter.upper())
-    length = _label_length(tokens)
-    if not length:
-        return None
-    letter = tokens[1 if length == 3 else 0].value
-    rest = tokens[length:]
-    if not rest:
-        return Choice(letter.upper())
-    # (x) y is a product, (C) 7 is a label: only capital letters A to J label something.
-    if letter not in "ABCDEFGHIJ" or rest[0].value in {"^", "_", "(", "+", "-", "*", "/", "=", "'"}:
-        return None
-    # "(B) or (C)" hedges and "(B) is wrong" denies.
-    if any(token.value.lower() in _DENIALS for token in rest) or len(split_top(rest, {"or", "and", ","})) > 1:
-        return Text(text_key(tokens))
-    return Choice(letter, parse_tokens(rest))
-
-
-_DENIALS = {"not", "wrong", "incorrect", "false", "no", "never", "except", "isn", "cannot"}
-
-
-def _special_text(tokens: list[Token]) -> Answer | None:
-    if len(tokens) == 1 and tokens[0].value == "emptyset":
-        return Collection(())
-    if [token.value for token in tokens] == [r"\{", r"\}"]:
-        return Collection(())
-    if len(tokens) == 1 and tokens[0].value.startswith("mathbb:"):
-        return NamedSet(tokens[0].value[-1])
-    if all(token.kind in {"word", "cmd", "op"} for token in tokens) and any(token.kind == "word" for token in tokens):
-        key = text_key(tokens)
-        if key in _REALS_TEXT:
-            return NamedSet("R")
-        if key in _EMPTY_TEXT:
-            return Collection(())
-    return None
-
-
-def _number_words(tokens: list[Token]) -> Answer | None:
-    words = [token.value for token in tokens if token.value != "-"]
-    if not all(token.kind in {"word", "cmd"} or token.value == "-" for token in tokens):
-        return None
-    for length in range(len(words), 0, -1):
-        value = words_to_number(words[:length])
-        if value is None:
-            continue
-        unit = parse_unit(" ".join(words[length:]))
-        return None if unit is None else Value(str(value), number(value), unit)
-    return None
-
-
-def _list(tokens: list[Token]) -> Answer | None:
-    pieces = split_top(tokens, _LISTS)
-    if len(pieces) == 1:
-        return _plus_minus(tokens)
-    joiners = {separator.value for separator, _ in pieces if separator is not None}
-    joiner = "and" if "and" in joiners else "or" if "or" in joiners else ","
-    items: list[Answer] = []
-    for _, piece in pieces:
-        if not piece:  # the comma before "and"
-            continue
-        item = parse_tokens(piece)
-        items.extend(item.items if isinstance(item, Collection) and piece[0].value != r"\{" else [item])
-    if joiner != "," and any(isinstance(item, Text) for item in items):
-        return Text(text_key(tokens))
-    return Collection(tuple(items), joiner) if items else None
-
-
-def _plus_minus(tokens: list[Token]) -> Answer | None:
-    r"""Both values of ``1 \pm \sqrt 2``. With ``\mp`` present the signs are linked, otherwise each is free."""
-    places = [index for index, token in enumerate(tokens) if token.value in {"pm", "mp"} and token.kind == "cmd"]
-    if not places or len(places) > 3 or tokens[0].value == r"\{":
-        return None
-    linked = any(tokens[index].value == "mp" for index in places)
-    choices = [(1,) * len(places), (-1,) * len(places)] if linked else [
-        tuple(1 if number_ >> bit & 1 else -1 for bit in range(len(places))) for number_ in range(1 << len(places))
-    ]  # fmt: skip
-    variants = []
-    for signs in choices:
-        variant = list(tokens)
-        for index, sign in zip(places, signs, strict=True):
-            sign = sign if tokens[index].value == "pm" else -sign
-            variant[index] = Token("op", "+" if sign > 0 else "-", tokens[index].space)
-        variants.append(parse_tokens(variant))
-    return Collection(tuple(variants))
-
-
-def _approximation(tokens: list[Token]) -> Answer | None:
-    pieces = [piece for _, piece in split_top(tokens, {"approx"})]
-    if len(pieces) == 1:
-        return None
-    first = pieces[0]
-    if first and not is_name(parse_tokens(first)):
-        return parse_tokens(first)
-    value = parse_tokens(pieces[1])
-    return (
-        Value(value.latex, value.node, value.unit, value.percent, rounded=True) if isinstance(value, Value) else value
-    )
-
-
-def _relation(tokens: list[Token]) -> Answer | None:
-    pieces = split_top(tokens, _RELATIONS | {"in", "colon"})
-    if len(pieces) == 1:
-        return None
-    ops = [separator.value for separator, _ in pieces if separator is not None]
-    sides = [_without_modulus(piece) for _, piece in pieces]
-    if ops[0] == "=" and not sides[0]:
-        return parse_tokens(tokens[1:])
-    if any(not side for side in sides):
-        raise AnswerError(f"a side of '{render(tokens)[:60]}' is empty")
-    if ops == ["in"]:
-        return parse_tokens(sides[1])
-    return Relation(tuple(parse_tokens(side) for side in sides), tuple(ops))
-
-
-def _without_modulus(tokens: list[Token]) -> list[Token]:
-    r"""``3 \pmod{7}`` without its modulus, which the question has given."""
-    for index, token in enumerate(tokens):
-        if token.value == "pmod":
-            return tokens[:index]
-    return tokens
-
-
-def _combination(tokens: list[Token]) -> Answer | None:
-    pieces = split_top(tokens, set(_SETS))
-    if len(pieces) == 1:
-        return None
-    ops = tuple(_SETS[separator.value] for separator, _ in pieces if separator is not None)
-    return Combined(tuple(parse_tokens(piece) for _, piece in pieces), ops)
-
-
-def _bracketed(tokens: list[Token]) -> Answer | None:
-    first, last = tokens[0], tokens[-1]
-    if len(tokens) < 2 or check_brackets(tokens)[0] != len(tokens) - 1:
-        return None
-    inner = tokens[1:-1]
-    if first.value.startswith("begin:"):
-        return _matrix(first.value[len("begin:") :], inner)
-    pieces = [piece for _, piece in split_top(inner, {",", ";"})]
-    if first.value == r"\{":
-        return _set_builder(inner) or Collection(tuple(item for piece in pieces for item in _flat(piece)))
-    if len(pieces) < 2 or first.value not in {"(", "[", "langle"}:
-        return None
-    left, right = ("(", ")") if first.value == "langle" else (first.value, last.value)
-    return Bracketed(left, right, tuple(parse_tokens(piece) for piece in pieces))
-
-
-def _flat(tokens: list[Token]) -> tuple[Answer, ...]:
-    """Items of one entry of a set: ``1 \\pm \\sqrt 5`` stands for two."""
-    variants = _plus_minus(tokens)
-    return variants.items if isinstance(variants, Collection) else (parse_tokens(tokens),)
-
-
-def _set_builder(tokens: list[Token]) -> Answer | None:
-    r"""``\{x | x > 2\}`` and ``\{x : x > 2\}`` mean their condition."""
-    pieces = [piece for _, piece in split_top(tokens, {"|", ":"})]
-    if len(pieces) == 2 and pieces[0] and pieces[0][0].kind == "sym":
-        return parse_tokens(pieces[1])
-    return None
-
-
-def _matrix(environment: str, tokens: list[Token]) -> Answer | None:
-    if environment not in _MATRIX:
-        return None
-    if environment == "array" and tokens and tokens[0].value == "{":  # column specification
-        tokens = tokens[check_brackets(tokens)[0] + 1 :]
-    rows = [piece for _, piece in split_top(tokens, {"row"})]
-    rows = [row for row in rows if row]
-    return Matrix(tuple(tuple(parse_tokens(cell) for _, cell in split_top(row, {"&"})) for row in rows))
-
-
-def _ratio(tokens: list[Token]) -> Answer | None:
-    suffix = ""
-    while (tokens and tokens[-1].kind == "word") or (suffix and tokens and tokens[-1].value == "."):
-        suffix = tokens[-1].value.lower() + suffix
-        tokens = tokens[:-1]
-    pieces = [piece for _, piece in split_top(tokens, {":"})]
-    suffix = suffix.replace(".", "")
-    if len(pieces) < 2 or not all(pieces) or suffix not in {"", "am", "pm"}:
-        return None
-    parts = tuple(parse_tokens(piece) for piece in pieces)
-    if not all(isinstance(part, Value) and part.node is not None for part in parts):
-        return None
-    minutes = pieces[1][0].value if len(pieces) == 2 and len(pieces[1]) == 1 else ""
-    clock = bool(suffix) or bool(
-        re.fullmatch(r"[0-5]\d", minutes) and re.fullmatch(r"[01]?\d|2[0-4]", render(pieces[0]))
-    )
-    return Ratio(parts, clock, suffix)
-
-
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
-def _value(tokens: list[Token]) -> Answer:
-    based = _based(tokens)
-    if based is not None:
-        return based
-    body, unit, percent, scale = _strip_unit(_without_modulus(tokens))
-    if body is None:
-        return Text(text_key(tokens))
-    latex = render(body)
-    try:
-        node = parse_expression(body)
-    except AnswerError as error:
-        if any(token.kind == "word" for token in tokens):
-            return Text(text_key(tokens))
-        return Value(latex, None, unit, percent, error=str(error)) if scale == 1 else Text(text_key(tokens))
-    return Value(latex, node if scale == 1 else Node("mul", (node, number(scale))), unit, percent)
-
-
-def _strip_unit(tokens: list[Token]) -> tuple[list[Token] | None, Unit, bool, int]:
-    """The value tokens without their unit, the unit, whether a percent sign was there, and a factor (million)."""
-    if tokens and tokens[0].value in {"approximately", "about", "roughly"} and len(tokens) > 1:
-        tokens = tokens[1:]
-    tokens, currency = _strip_currency(tokens)
-    depths = _depths(tokens)
-    start = next((i for i, token in enumerate(tokens) if token.kind == "word" and not depths[i] and i), len(tokens))
-    if start and tokens[start - 1].value == "*" and start < len(tokens):
-        body, tail = tokens[: start - 1], tokens[start:]
-    else:
-        body, tail = tokens[:start], tokens[start:]
-    scale = 1
-    while tail and tail[0].value.lower() in SCALES:
-        scale, tail = scale * SCALES[tail[0].value.lower()], tail[1:]
-    text = re.sub(r"\s*([{}^])\s*", r"\1", " ".join(token.value for token in tail))
-    percent = False
-    if text.lower() in {"percent", "per cent"}:
-        percent, text = True, ""
-    if body and body[-1].value == "%" and not tail:
-        percent, body = True, body[:-1]
-    if any(token.value == "deg" for token in body) and not _has_function(body):
-        body, text = [token for token in body if token.value != "deg"], text or "deg"
-    parsed = parse_unit(text) if text else ()
-    if parsed is None or not body:
-        return None, (), False, 1
-    if currency:
-        parsed = tuple(sorted({*parsed, (currency, 1)}))
-    return body, parsed, percent, scale
-
-
-def _strip_currency(tokens: list[Token]) -> tuple[list[Token], str]:
-    for position in (0, 1):
-        if (
-            position < len(tokens)
-            and tokens[position].value in {"dollar", "euro", "pounds"}
-            and tokens[position].kind == "cmd"
-        ):
-            if position == 1 and tokens[0].value != "-":
-                continue
-            return tokens[:position] + tokens[position + 1 :], tokens[position].value
-    if tokens and tokens[-1].value in {"dollar", "euro"} and tokens[-1].kind == "cmd":
-        return tokens[:-1], tokens[-1].value
-    return tokens, ""
-
-
-def _depths(tokens: Sequence[Token]) -> list[int]:
-    depth, result = 0, []
-    for token in tokens:
-        depth += token.value in {"(", "[", "{", r"\{"}
-        result.append(depth)
-        depth -= token.value in {")", "]", "}", r"\}"}
-    return result
-
-
-def _has_function(tokens: Sequence[Token]) -> bool:
-    return any(token.kind == "cmd" and token.value in {"sin", "cos", "tan", "cot", "sec", "csc"} for token in tokens)
-
-
-def _based(tokens: list[Token]) -> Answer | None:
-    """Digits with a base subscript, ``152A_{11}``, or followed by the words "base 11"."""
-    text = "".join(token.value for token in tokens)
-    match = re.fullmatch(r"\(?(?P<digits>-?[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)\)?(?:_\{?|base)(?P<base>\d{1,2})\}?", text)
-    if match is None or not 2 <= int(match["base"]) <= 36:
-        return None
-    return Based(match["digits"], int(match["base"]))
-
-
 def is_name(answer: Answer) -> bool:
     """Whether an answer can be the left side of "name = value" and be dropped: x, f(2), m+n, AB, the words "Area"."""
     if isinstance(answer, Text | Choice):
@@ -598,3 +142,22 @@ def is_name(answer: Answer) -> bool:
     symbols = free_symbols(answer.node)
     # 2x = 10 and x^2 = 4 do not state x; m + n = 27 and |z| = 5 state what was asked.
     return len(symbols) > 1 or (len(symbols) == 1 and answer.node.op in {"sym", "abs", "sin", "cos", "tan"})
+
+
+def answer_kind(answer: Answer) -> str:
+    """Name of the kind of an answer, as in ``Verdict.kind``."""
+    if isinstance(answer, Value):
+        if answer.unit or answer.percent:
+            return "unit"
+        if answer.node is None or free_symbols(answer.node) or answer.node.op not in {"num", "neg"}:
+            return "expression"
+        leaf = answer.node.args[0] if answer.node.op == "neg" else answer.node
+        whole = leaf.op == "num" and leaf.value.denominator == 1  # type: ignore[union-attr]
+        return "integer" if whole else "number" if leaf.op == "num" else "expression"
+    if isinstance(answer, Bracketed):
+        return "interval" if answer.left + answer.right != "()" and len(answer.items) == 2 else "tuple"
+    names = {
+        Text: "text", Choice: "choice", Based: "number", Ratio: "unit", Collection: "set", Combined: "interval",
+        NamedSet: "interval", Matrix: "matrix", Relation: "relation",
+    }  # fmt: skip
+    return names[type(answer)]

@@ -248,12 +248,14 @@ class Comparison:
         return same_set(left, right, equal_expressions)
 
     def collections(self, gold: Answer, pred: Answer) -> bool | None:
-        """Sets: every element of one side has an equal on the other, repetitions do not count."""
+        """Sets: every element of one side has an equal on the other. A gold that repeats a value wants it repeated."""
         left = gold.items if isinstance(gold, Collection) else (gold,)
         right = pred.items if isinstance(pred, Collection) else (pred,)
         if not left or not right:
             return not left and not right
-        if max(len(left), len(right)) > MAX_ITEMS:
+        if len(right) < len(left):
+            return False
+        if len(right) > MAX_ITEMS:
             return None
         table = [[self.equal(g, p) for p in right] for g in left]
         return conjunction(

@@ -354,7 +354,12 @@ class _Numeric:
         if op == "degrees":
             return arguments[0] * mp.pi / 180
         if op in {"factorial", "binom"}:
-            if op == "factorial" and self.magnitude(arguments[0]) > 60 and _is_real(arguments[0]) and arguments[0].real > 0:
+            if (
+                op == "factorial"
+                and self.magnitude(arguments[0]) > 60
+                and _is_real(arguments[0])
+                and arguments[0].real > 0
+            ):
                 return _Huge(1)
             self.limit(60, *arguments)
             return mp.factorial(arguments[0]) if op == "factorial" else mp.binomial(*arguments)

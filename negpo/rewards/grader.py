@@ -8,29 +8,12 @@ from dataclasses import replace
 from functools import lru_cache
 
 from negpo.errors import ConfigError, DataError
-from negpo.rewards.answers import (
-    KINDS,
-    Answer,
-    Based,
-    Bracketed,
-    Choice,
-    Collection,
-    Combined,
-    Matrix,
-    NamedSet,
-    Ratio,
-    Reading,
-    Relation,
-    Text,
-    Value,
-    parse_answer,
-    readable,
-)
+from negpo.rewards.answers import KINDS, Answer, Collection, Reading, answer_kind, readable
 from negpo.rewards.compare import Comparison, Engine
-from negpo.rewards.expression import free_symbols
 from negpo.rewards.extract import Extraction, extract_answer
 from negpo.rewards.latex import AnswerError
-from negpo.rewards.verdict import DEFAULT_GRADER, Verdict
+from negpo.rewards.reading import parse_answer
+from negpo.rewards.verdict import DEFAULT_GRADER, Status, Verdict
 
 MODES = ("default", "qwen", "nsr", "nsr_math", "hendrycks", "prm800k", "math_verify")
 DEFAULT_TIMEOUT = 1.8  # seconds: with the overhead of killing a worker a verdict still comes within two
@@ -88,36 +71,52 @@ def grade_here(
         return _reference(response, gold, mode, started, may_be_slow=engine is not None)
     golds = _gold_readings(gold_text(gold), kind)
     if response.strip() == gold_text(gold).strip():
-        return _verdict("correct", "identical to the gold answer", Extraction(response, "whole response"), golds, started)
+        return _verdict(
+            "correct", "identical to the gold answer", Extraction(response, "whole response"), golds, started
+        )
     extraction = extract_answer(response)
     if extraction.text is None:
         return _verdict("wrong", extraction.reason, extraction, golds, started)
-    try:
-        return _compare(golds, extraction, kind, engine, started)
-    except RecursionError:
-        return _verdict("unknown", "nested too deeply to be compared", extraction, golds, started)
+    listed = extraction.joined is not None and isinstance(golds[0].answer, Collection)
+    extraction = replace(extraction, text=extraction.joined) if listed else extraction
+    outcome = (
+        _compare(golds, extraction.text or "", kind, engine)
+        if engine
+        else _compare_here(gold_text(gold), extraction.text or "", kind)
+    )
+    return None if outcome is None else _verdict(*outcome, extraction, golds, started)
 
 
 def _compare(
-    golds: tuple[Reading, ...], extraction: Extraction, kind: str | None, engine: Engine | None, started: float
-) -> Verdict | None:
-    listed = extraction.joined is not None and isinstance(golds[0].answer, Collection)
-    text = extraction.joined if listed else extraction.text
+    golds: tuple[Reading, ...], text: str, kind: str | None, engine: Engine | None
+) -> tuple[Status, str] | None:
+    """Status and reason, None where only the engine could tell and there is none."""
     comparison = Comparison(engine)
     try:
-        equal = comparison.readings(golds, parse_answer(text or "", kind))
+        equal = comparison.readings(golds, parse_answer(text, kind))
     except AnswerError as error:
-        return _verdict("wrong", f"the answer cannot be read: {error}", extraction, golds, started)
+        return "wrong", f"the answer cannot be read: {error}"
+    except RecursionError:
+        return "unknown", "nested too deeply to be compared"
     if equal is None and comparison.needs_engine:
         return None
     if equal is None:
-        reason = "too large to be compared exactly" if comparison.too_large else "the comparison could not be decided"
-        return _verdict("unknown", reason, extraction, golds, started)
-    reason = f"{'equals' if equal else 'differs from'} the gold answer"
-    return _verdict("correct" if equal else "wrong", reason, replace(extraction, text=text), golds, started)
+        return (
+            "unknown",
+            "too large to be compared exactly" if comparison.too_large else "the comparison could not be decided",
+        )
+    return ("correct", "equals the gold answer") if equal else ("wrong", "differs from the gold answer")
 
 
-def _verdict(status, reason: str, extraction: Extraction, golds: tuple[Reading, ...], started: float) -> Verdict:
+@lru_cache(maxsize=16_384)
+def _compare_here(gold: str, text: str, kind: str | None) -> tuple[Status, str] | None:
+    """:func:`_compare` in this process; samples of one question often give the same answer."""
+    return _compare(_gold_readings(gold, kind), text, kind, None)
+
+
+def _verdict(
+    status: Status, reason: str, extraction: Extraction, golds: tuple[Reading, ...], started: float
+) -> Verdict:
     return Verdict(
         status, reason, extraction.text, extraction.source, answer_kind(golds[0].answer), "default", DEFAULT_GRADER,
         time.perf_counter() - started,
@@ -189,25 +188,6 @@ def validate_gold(gold: Gold, kind: str | None = None, *, is_readable: Callable[
         if not is_readable(gold_text(gold)):
             raise DataError(f"the gold answer {gold_text(gold)[:80]!r} cannot be read as LaTeX", field="answer")
     return answer_kind(answer)
-
-
-def answer_kind(answer: Answer) -> str:
-    """Name of the kind of an answer, as in ``Verdict.kind``."""
-    if isinstance(answer, Value):
-        if answer.unit or answer.percent:
-            return "unit"
-        if answer.node is None or free_symbols(answer.node) or answer.node.op not in {"num", "neg"}:
-            return "expression"
-        leaf = answer.node.args[0] if answer.node.op == "neg" else answer.node
-        whole = leaf.op == "num" and leaf.value.denominator == 1  # type: ignore[union-attr]
-        return "integer" if whole else "number" if leaf.op == "num" else "expression"
-    if isinstance(answer, Bracketed):
-        return "interval" if answer.left + answer.right != "()" and len(answer.items) == 2 else "tuple"
-    names = {
-        Text: "text", Choice: "choice", Based: "number", Ratio: "unit", Collection: "set", Combined: "interval",
-        NamedSet: "interval", Matrix: "matrix", Relation: "relation",
-    }  # fmt: skip
-    return names[type(answer)]
 
 
 def _fits(kind: str | None, answer: Answer) -> bool:

@@ -4,6 +4,7 @@ Each worker is a plain subprocess with JSON lines on its pipes, owned by one thr
 multiprocessing, no re-import of ``__main__``: it works from any thread, under accelerate and in notebooks. An item that takes
 longer than its limit costs exactly that limit: its worker is killed and replaced by a spare one that is already warm. Items
 that look expensive wait in a lane of their own and never occupy all workers, so ordinary items do not queue behind them.
+The same answer to the same question (frequent in a group of samples) is worked on once.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from negpo.errors import ConfigError
+from negpo.rewards.extract import extract_answer
 from negpo.rewards.grader import DEFAULT_TIMEOUT, Gold, gold_text, grade_here
 from negpo.rewards.process import WorkerProcess
 from negpo.rewards.verdict import DEFAULT_GRADER, Verdict
@@ -27,13 +30,15 @@ from negpo.rewards.verdict import DEFAULT_GRADER, Verdict
 logger = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_MB = 1024
+_REMEMBERED = 4096  # verdicts from workers kept for identical answers
+_RETRY_AFTER = 300.0  # seconds after which an unknown verdict is no longer reused: the machine may have been busy
 
 
 @dataclass
 class _Job:
     request: dict[str, Any]
+    timeout: float
     future: Future = field(default_factory=Future)
-    queued: float = field(default_factory=time.perf_counter)
 
 
 class VerifierPool:
@@ -52,11 +57,13 @@ class VerifierPool:
         if workers < 1 or timeout <= 0 or memory_mb < 256:
             raise ConfigError(f"workers={workers}, timeout={timeout}, memory_mb={memory_mb}: need >= 1, > 0 and >= 256")
         self.workers, self.timeout, self.memory_mb = workers, timeout, memory_mb
+        self.owner = os.getpid()  # threads and pipes do not survive a fork
         self.counts: Counter[str] = Counter()
         self._ordinary: deque[_Job] = deque()
         self._suspicious: deque[_Job] = deque()
         self._suspicious_running = 0
-        self._changed = threading.Condition()
+        self._remembered: OrderedDict[tuple, Future] = OrderedDict()
+        self._changed = threading.Condition(threading.RLock())
         self._threads: list[threading.Thread] = []
         self._spares: deque[WorkerProcess] = deque()
         self._alive: set[WorkerProcess] = set()
@@ -65,7 +72,7 @@ class VerifierPool:
     # -- grading ------------------------------------------------------------------------------------------------------
     def grade(self, response: str, gold: Gold, *, kind: str | None = None, mode: str = "default") -> Verdict:
         """One verdict, in this process where that is quick, else in a worker."""
-        return self._start(response, gold, kind, mode).result()
+        return self.grade_future(response, gold, kind=kind, mode=mode).result()
 
     def grade_many(
         self,
@@ -88,35 +95,49 @@ class VerifierPool:
         futures = await asyncio.to_thread(self._start_many, list(pairs), kinds, mode)
         return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
-    def _start_many(self, pairs: Iterable[tuple[str, Gold]], kinds: Any, mode: str) -> list[Future]:
-        pairs = list(pairs)
-        each = [kinds] * len(pairs) if kinds is None or isinstance(kinds, str) else list(kinds)
-        return [self._start(response, gold, kind, mode) for (response, gold), kind in zip(pairs, each, strict=True)]
-
-    def _start(self, response: str, gold: Gold, kind: str | None, mode: str) -> Future:
+    def grade_future(
+        self, response: str, gold: Gold, *, kind: str | None = None, mode: str = "default"
+    ) -> Future[Verdict]:
+        """A future for one verdict, already done where this process could decide."""
         verdict = grade_here(response, gold, kind=kind, mode=mode)
         if verdict is None:
             return self.submit(response, gold, kind=kind, mode=mode)
         self._count(verdict, "here")
-        done: Future = Future()
+        done: Future[Verdict] = Future()
         done.set_result(verdict)
         return done
+
+    def _start_many(self, pairs: Iterable[tuple[str, Gold]], kinds: Any, mode: str) -> list[Future[Verdict]]:
+        pairs = list(pairs)
+        each = [kinds] * len(pairs) if kinds is None or isinstance(kinds, str) else list(kinds)
+        return [self.grade_future(*pair, kind=kind, mode=mode) for pair, kind in zip(pairs, each, strict=True)]
 
     def submit(
         self, response: str, gold: Gold, *, kind: str | None = None, mode: str = "default", timeout: float | None = None
     ) -> Future:
         """A future for one verdict from a worker. The caller has found that it cannot be decided in this process."""
-        request = {
-            "op": "grade", "response": response, "gold": gold_text(gold), "kind": kind, "mode": mode, "timeout": timeout or self.timeout,
-        }  # fmt: skip
-        return self._enqueue(_Job(request), suspicious=looks_expensive(response))
+        extracted = extract_answer(response).text if mode == "default" else response
+        key = (extracted, gold_text(gold), kind, mode)
+        with self._changed:
+            future = self._remembered.get(key)
+            if future is None or _is_stale(future):
+                request = {"op": "grade", "response": response, "gold": key[1], "kind": kind, "mode": mode}
+                job = _Job(request, timeout or self.timeout)
+                future = self._remembered[key] = self._enqueue(job, suspicious=looks_expensive(response))
+                while len(self._remembered) > _REMEMBERED:
+                    self._remembered.popitem(last=False)
+        future.add_done_callback(lambda done: self._count(done.result(), "in workers"))
+        return future
 
     def is_readable(self, latex: str) -> bool:
         """Whether math-verify understands an expression; False after a timeout."""
-        reply = self._enqueue(
-            _Job({"op": "readable", "gold": latex, "timeout": self.timeout}), suspicious=False
-        ).result()
+        reply = self._enqueue(_Job({"op": "readable", "gold": latex}, self.timeout), suspicious=False).result()
         return bool(isinstance(reply, dict) and reply.get("readable"))
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the running workers, spare ones included."""
+        with self._changed:
+            return [worker.pid for worker in self._alive]
 
     def stats(self) -> dict[str, int]:
         """Verdicts by status and by reason of the unknown ones, how many a worker decided, and worker respawns."""
@@ -168,7 +189,7 @@ class VerifierPool:
 
     def _ask(self, worker: WorkerProcess, job: _Job) -> tuple[dict[str, Any], WorkerProcess]:
         """The reply to a job, and the worker to go on with: a fresh one after a kill."""
-        reply = worker.ask(job.request, job.request["timeout"])
+        reply = worker.ask(job.request, job.timeout)
         if worker.usable:
             return reply, worker
         worker.kill()
@@ -177,7 +198,7 @@ class VerifierPool:
             self.counts["respawns"] += 1
             if self._closed:
                 return reply, worker
-        logger.warning("verifier worker %d replaced after: %s", worker.pid, reply.get("error"))
+        logger.info("verifier worker %d replaced after: %s", worker.pid, reply.get("error"))
         return reply, self._take_worker()
 
     def _finish(self, job: _Job, reply: dict[str, Any]) -> None:
@@ -191,7 +212,7 @@ class VerifierPool:
             verdict = Verdict(
                 "unknown", reply["error"], mode=mode, grader=DEFAULT_GRADER if mode == "default" else mode
             )
-        self._count(verdict, "in workers")
+        job.future.finished = time.monotonic()  # type: ignore[attr-defined]
         job.future.set_result(verdict)
 
     def _count(self, verdict: Verdict, where: str) -> None:
@@ -218,7 +239,7 @@ class VerifierPool:
     def close(self) -> None:
         """Ends all workers; jobs that are still waiting become ``unknown``."""
         with self._changed:
-            if self._closed:
+            if self._closed or self.owner != os.getpid():
                 return
             self._closed = True
             waiting = [*self._ordinary, *self._suspicious]
@@ -240,6 +261,11 @@ class VerifierPool:
         self.close()
 
 
+def _is_stale(future: Future) -> bool:
+    """Whether a remembered verdict is an old unknown one."""
+    return future.done() and not future.result().known and time.monotonic() - future.finished > _RETRY_AFTER  # type: ignore[attr-defined]
+
+
 def looks_expensive(response: str) -> bool:
     """A guess, made without parsing, that a response will keep a symbolic engine busy."""
     tail = response[-2000:]
@@ -255,10 +281,10 @@ _default_lock = threading.Lock()
 
 
 def default_pool() -> VerifierPool:
-    """The pool behind :func:`negpo.rewards.grade`, created when first needed and closed at exit."""
+    """The pool behind :func:`negpo.rewards.grade`, created when first needed and closed at exit. A forked child gets its own."""
     global _default
     with _default_lock:
-        if _default is None or _default._closed:
+        if _default is None or _default._closed or _default.owner != os.getpid():
             _default = VerifierPool()
             atexit.register(_default.close)
         return _default

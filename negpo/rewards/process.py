@@ -44,7 +44,7 @@ class WorkerProcess:
         try:
             stdin = self._process.stdin
             assert stdin is not None
-            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.write(json.dumps({**request, "timeout": timeout}).encode() + b"\n")
             stdin.flush()
             line = self._read_line(timeout)
         except (BrokenPipeError, OSError, ValueError):

@@ -17,7 +17,10 @@ def math_equal(pred: str, gold: str, *, ignore_case: bool) -> bool:
         return True
     numbers = _number(pred), _number(gold)
     if numbers[0] is not None and numbers[1] is not None:
-        return any(math.isclose(numbers[0], wanted, rel_tol=1e-4) for wanted in (numbers[1] / 100, numbers[1], numbers[1] * 100))
+        return any(
+            math.isclose(numbers[0], wanted, rel_tol=1e-4)
+            for wanted in (numbers[1] / 100, numbers[1], numbers[1] * 100)
+        )
     if not pred:
         return False
     bare = [re.sub(r"[{}()]|^\\[|\\]$", "", side.strip("[]()")).lower() for side in (pred, gold)]

@@ -15,9 +15,7 @@ from negpo.rewards.latex import AnswerError, clean, tokenize
 from negpo.rewards.reference.hendrycks import is_equiv
 from negpo.rewards.reference.spelling import last_boxed
 
-_UNITS = (
-    "degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard"  # as named in its release
-)
+_UNITS = "degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard"  # as named in its release
 
 
 class Prm800kGrader:
