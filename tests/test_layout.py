@@ -15,15 +15,47 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("trainers", "eval", "configs")
-OBJECTIVES = """
-nll_loss ga_loss npo_loss simnpo_loss dpo_loss kto_loss wga_loss tnpo_loss satimp_loss catnip_loss retain_kl redi_loss
-d2o_loss lipo_loss aft_loss step_dpo_loss n_pair_loss group_advantages ngrpo_advantages signed_advantages
-raft_advantages reinforce_rej_advantages clipped_policy_loss nft_loss resrl_token_weights topr_loss
-""".split()
-METRICS = """
-truth_ratio aggregate_truth_ratio forget_quality model_utility extraction_strength exact_memorization min_k
-min_k_plus_plus privleak rouge_recall pass_at_k
-""".split()
+OBJECTIVES = [
+    "nll_loss",
+    "ga_loss",
+    "npo_loss",
+    "simnpo_loss",
+    "dpo_loss",
+    "kto_loss",
+    "wga_loss",
+    "tnpo_loss",
+    "satimp_loss",
+    "catnip_loss",
+    "retain_kl",
+    "redi_loss",
+    "d2o_loss",
+    "lipo_loss",
+    "aft_loss",
+    "step_dpo_loss",
+    "n_pair_loss",
+    "group_advantages",
+    "ngrpo_advantages",
+    "signed_advantages",
+    "raft_advantages",
+    "reinforce_rej_advantages",
+    "clipped_policy_loss",
+    "nft_loss",
+    "resrl_token_weights",
+    "topr_loss",
+]
+METRICS = [
+    "truth_ratio",
+    "aggregate_truth_ratio",
+    "forget_quality",
+    "model_utility",
+    "extraction_strength",
+    "exact_memorization",
+    "min_k",
+    "min_k_plus_plus",
+    "privleak",
+    "rouge_recall",
+    "pass_at_k",
+]
 
 
 @pytest.fixture(scope="module")

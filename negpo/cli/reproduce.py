@@ -11,7 +11,9 @@ def add_parser(subparsers) -> None:
         help="NPO paper (arXiv 2404.05868) section 4: logistic models on random features",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    synthetic.add_argument("--out", default="runs/npo-synthetic", help="folder for results.json, curves.png, claims.md")
+    synthetic.add_argument(
+        "--out", default="runs/npo-synthetic", help="folder for results.json, curves.png, report.html"
+    )
     synthetic.add_argument("--seeds", type=int, default=5, help="number of independent instances")
     synthetic.add_argument("--steps", type=int, default=2000, help="unlearning steps")
     synthetic.add_argument(

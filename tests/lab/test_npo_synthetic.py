@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from markupsafe import escape
 
 from negpo.lab.npo_synthetic import SyntheticSettings, claims_table, run_experiment, write_outputs
 from negpo.lab.npo_synthetic.claims import Claim, fit_line, front_height, measure_growth
@@ -112,11 +113,14 @@ def test_exact_claims_hold_at_any_size(result):
     assert [claim.verdict for claim in exact] == ["holds", "holds"]
 
 
-def test_outputs_are_a_json_a_picture_and_a_page(result, tmp_path):
+def test_outputs_are_a_json_a_picture_and_a_page_without_external_parts(result, tmp_path):
     paths = write_outputs(result, tmp_path / "out")
-    assert [path.name for path in paths] == ["results.json", "curves.png", "claims.md"]
+    assert [path.name for path in paths] == ["results.json", "curves.png", "report.html"]
     stored = json.loads(paths[0].read_text())
     assert len(stored["claims"]) == len(result.claims) == claims_table(result).row_count
     assert set(stored["curves"]["alpha_1"]) == set(METHODS)
     assert paths[1].read_bytes().startswith(b"\x89PNG")
-    assert "| claim |" in paths[2].read_text()
+    page = paths[2].read_text()
+    assert all(escape(claim.statement) in page for claim in result.claims)
+    assert 'src="data:image/png;base64,' in page
+    assert "http" not in page

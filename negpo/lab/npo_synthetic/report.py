@@ -1,4 +1,4 @@
-"""Runs both settings of the experiment and writes what came out: results.json, a figure and a page of claims."""
+"""Runs both settings of the experiment and writes what came out: results.json, a figure and an HTML page."""
 
 import io
 import time
@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from negpo import __version__
 from negpo.data.io import atomic_write, atomic_write_json
 from negpo.lab.npo_synthetic.claims import Claim, Growth, Paths, check_claims, explain_floor, measure_growth
 from negpo.lab.npo_synthetic.simulate import METHODS, TABLE_1, SyntheticSettings, run_table_1
+from negpo.report._base import Cell, Page, Picture, Table, as_picture, render_page
 
 COLOURS = dict(zip(METHODS, ("0.65", "0.3", "#8c6d31", "#d62728", "#ff7f0e", "#1f77b4"), strict=True))
 NOTE = (
@@ -49,10 +51,10 @@ def run_experiment(settings: SyntheticSettings, tell: Callable[[str], None] = la
 
 def claims_table(result: SyntheticResult) -> Any:
     """Rich table: source, claim, measured value, verdict."""
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
     title = f"NPO paper, synthetic experiment: {result.settings.seeds} instances, {result.seconds:.0f} s"
-    table = Table(
+    table = RichTable(
         "source", "claim", "measured", "verdict", title=title, caption=f"{NOTE} {result.remark}", show_lines=True
     )
     for claim in result.claims:
@@ -61,13 +63,45 @@ def claims_table(result: SyntheticResult) -> Any:
 
 
 def write_outputs(result: SyntheticResult, out_dir: str | Path) -> list[Path]:
-    """Writes results.json, curves.png and claims.md; returns their paths."""
+    """Writes results.json, curves.png and a self-contained report.html; returns their paths."""
     out = Path(out_dir)
+    figure = draw(result)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
     return [
         atomic_write_json(out / "results.json", as_dict(result)),
-        atomic_write(out / "curves.png", draw(result)),
-        atomic_write(out / "claims.md", as_markdown(result)),
+        atomic_write(out / "curves.png", png.getvalue()),
+        _write_page(result, as_picture(figure, "distances against steps and against each other"), out / "report.html"),
     ]
+
+
+def _write_page(result: SyntheticResult, curves: Picture, path: Path) -> Path:
+    tones = {"holds": "good", "fails": "bad"}
+    claims = [
+        [Cell(c.source), Cell(c.statement), Cell(c.measured), Cell(c.verdict, tone=tones.get(c.verdict, "warn"))]
+        for c in result.claims
+    ]
+    settings = [
+        [Cell(method), *(Cell(f"{lr:g}" + (f", {beta:g}" if beta else "")) for lr, beta in pairs)]
+        for method, *pairs in ((method, TABLE_1[1][method], TABLE_1[0][method]) for method in METHODS)
+    ]
+    sizes = result.settings
+    return render_page(
+        "npo_synthetic.html",
+        path,
+        page=Page(
+            "The NPO paper's synthetic experiment",
+            f"arXiv 2404.05868, section 4: logistic models on random features, {sizes.seeds} instances, "
+            f"{result.seconds:.0f} s",
+            [("Claims", "claims"), ("Curves", "curves"), ("Settings", "settings")],
+        ),
+        claims=Table(("source", "claim", "measured", "verdict"), claims, f"{NOTE} {result.remark}"),
+        curves=curves,
+        settings=Table(("method", "lr, beta at alpha = 1", "lr, beta at alpha = 0"), settings, "Table 1 of the paper."),
+        command=f"negpo reproduce npo-synthetic --seeds {sizes.seeds} --steps {sizes.steps} "
+        f"--pretrain-steps {sizes.pretrain_steps}",
+        versions=f"negpo {__version__}, torch {torch.__version__}",
+    )
 
 
 def as_dict(result: SyntheticResult) -> dict[str, Any]:
@@ -88,7 +122,7 @@ def as_dict(result: SyntheticResult) -> dict[str, Any]:
         "remark": result.remark,
         "settings": asdict(result.settings),
         "table_1": TABLE_1,
-        "versions": {"torch": torch.__version__},
+        "versions": {"negpo": __version__, "torch": torch.__version__},
         "seconds": result.seconds,
         "claims": [
             {"source": c.source, "claim": c.statement, "measured": c.measured, "holds": c.holds.tolist()}
@@ -99,24 +133,8 @@ def as_dict(result: SyntheticResult) -> dict[str, Any]:
     }
 
 
-def as_markdown(result: SyntheticResult) -> str:
-    rows = [
-        f"| {c.source} | {c.statement.replace('|', chr(92) + '|')} | {c.measured} | {c.verdict} |"
-        for c in result.claims
-    ]
-    head = [
-        "# The NPO paper's synthetic experiment",
-        "",
-        NOTE,
-        "",
-        "| source | claim | measured | verdict |",
-        "|---|---|---|---|",
-    ]
-    return "\n".join([*head, *rows, "", result.remark, "", "![curves](curves.png)", ""])
-
-
-def draw(result: SyntheticResult) -> bytes:
-    """PNG with the panels of the paper's figure 4, and theorem 2's growth."""
+def draw(result: SyntheticResult) -> Any:
+    """Matplotlib figure with the panels of the paper's figure 4, and theorem 2's growth."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(15, 7.5), layout="constrained")
@@ -128,9 +146,7 @@ def draw(result: SyntheticResult) -> bytes:
     _draw_against_steps(axes[1, 1], result.overlap, "retain", "alpha = 0: retain distance", top=0.2)
     _draw_growth(axes[1, 2], result.growth)
     axes[0, 0].legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return figure
 
 
 def _draw_against_steps(axis: Any, paths: Paths, name: str, title: str, top: float) -> None:
