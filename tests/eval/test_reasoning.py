@@ -103,6 +103,27 @@ def test_the_summary_counts_what_the_verdicts_say(tmp_path, pool):
     assert set(run["samples"]) == {"p0", "p1", "p2", "p3"}
 
 
+def test_the_report_of_two_runs_is_one_page_with_everything_escaped(tmp_path, pool):
+    from negpo.report.reasoning import render_reasoning_report
+
+    class Hostile(Guesser):
+        def generate(self, *args, on_sample=None, **options):
+            def spoil(sample):
+                ids = [ord(c) for c in "<script>alert(1)</script> \\boxed{4}"]
+                on_sample(Sample(sample.prompt, sample.index, ids, [], "length"))
+
+            return super().generate(*args, on_sample=spoil, **options)
+
+    make_run(tmp_path / "a", pool, Guesser()).run()
+    make_run(tmp_path / "b", pool, Hostile()).run()
+    page = render_reasoning_report([tmp_path / "a", tmp_path / "b"], tmp_path / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 2
+    assert "100.00%" in page  # every sample of b was truncated
+    assert "difference in pass@k" in page
+
+
 def test_unknown_verdicts_leave_n_and_are_bounded_from_both_sides(tmp_path):
     class Unsure:
         def grade_many(self, pairs, **_):
