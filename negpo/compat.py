@@ -44,3 +44,10 @@ def trl_token_logprobs(
         ("entropy",) if return_entropy else (),
     )
     return (logps, entropy) if return_entropy else (logps,)
+
+
+def whole_model_for_generation(model, accelerator, gather_deepspeed3_params: bool):
+    """Context in which a wrapped model can generate: unwrapped, gathered under ZeRO-3 (``trl.models``, TRL 1.16)."""
+    from trl.models import unwrap_model_for_generation
+
+    return unwrap_model_for_generation(model, accelerator, gather_deepspeed3_params=gather_deepspeed3_params)

@@ -13,9 +13,14 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "idkdpo": ("negpo.trainers.idkdpo", "IdkDPOTrainer", "IdkDPOConfig"),
     "rmu": ("negpo.trainers.rmu", "RMUTrainer", "RMUConfig"),
     "catnip": ("negpo.trainers.catnip", "CATNIPTrainer", "CATNIPConfig"),
+    "nsr": ("negpo.trainers.nsr", "NSRTrainer", "NSRConfig"),
+    "ngrpo": ("negpo.trainers.ngrpo", "NGRPOTrainer", "NGRPOConfig"),
+    "grpo": ("negpo.trainers.grpo", "GroupPolicyTrainer", "GroupPolicyConfig"),
 }
 
 _HOMES = {name: module for module, *names in METHODS.values() for name in names} | {
+    "PolicyTrainer": "negpo.trainers._rl_base",
+    "PolicyConfig": "negpo.trainers._rl_config",
     "UnlearnTrainer": "negpo.trainers._base",
     "UnlearnConfig": "negpo.trainers._config",
     "OverUnlearningCallback": "negpo.trainers._callbacks",

@@ -1,0 +1,199 @@
+"""Settings shared by every reinforcement-learning trainer, and what is refused before a model is loaded."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from trl import GRPOConfig
+
+from negpo.errors import ConfigError
+from negpo.rollout import ENGINES
+
+NORMALIZERS = ("token_mean", "sequence_mean", "max_length", "constant", "micro_batch_token_mean")
+CORRECTION_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+CHOICES = {
+    "engine": ENGINES,
+    "normalizer": NORMALIZERS,
+    "dead_groups": ("keep", "drop", "resample"),
+    "partial_rewards": ("unknown", "sum"),
+    "reward_errors": ("stop", "unknown"),
+    "vllm_importance_sampling_mode": CORRECTION_MODES,
+}
+
+
+@dataclass
+class PolicyConfig(GRPOConfig):
+    """``trl.GRPOConfig`` plus what learning from wrong answers needs.
+
+    TRL's names keep their meaning: ``epsilon`` and ``epsilon_high`` are the lower and upper clip, ``delta`` the dual
+    clip, ``beta`` the weight of the KL to the reference model, ``entropy_coef`` the weight of the entropy bonus. Other
+    defaults than TRL's: four optimiser steps per rollout batch instead of one, so that ratios and clips do something;
+    importance correction truncates per token instead of dropping long answers; bf16 only on a GPU that has it.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]
+
+    # batches
+    updates_per_rollout: int = field(
+        default=4,
+        metadata={"help": "Optimiser steps per rollout batch (published: 4; NFT 16). 1 is exactly on-policy."},
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Longer prompts are left out, counted. Default: what the model's positions leave room for."},
+    )
+    drop_zero_rows: bool = field(
+        default=True, metadata={"help": "Do not run rows through the model whose gradient is provably zero."}
+    )
+    dead_groups: str = field(
+        default="keep",
+        metadata={
+            "help": "Groups without signal: keep (they count in the normaliser), drop, or resample other prompts "
+            "(DAPO's dynamic sampling)."
+        },
+    )
+    max_resamples: int = field(default=3, metadata={"help": "dead_groups=resample: most extra rollout rounds."})
+
+    # loss
+    normalizer: str = field(
+        default="token_mean",
+        metadata={
+            "help": "token_mean and sequence_mean run over the whole optimiser batch; max_length divides the sum by rows "
+            "times max_completion_length (Dr.GRPO), constant by normalizer_length (NFT); micro_batch_token_mean "
+            "depends on the packing, as the papers' code does."
+        },
+    )
+    normalizer_length: float = field(default=1000.0, metadata={"help": "Divisor of normalizer=constant."})
+
+    # rewards
+    correct_threshold: float = field(default=0.5, metadata={"help": "A reward above this counts as a right answer."})
+    reward_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds until a reward call is given up; its rows are then unknown."}
+    )
+    max_reward_timeouts: int = field(default=3, metadata={"help": "Timeouts in a row after which the run stops."})
+    reward_errors: str = field(
+        default="stop", metadata={"help": "A reward function that raises: stop, or make its rows unknown."}
+    )
+    partial_rewards: str = field(
+        default="unknown",
+        metadata={"help": "A row for which some reward functions returned None: unknown, or sum of the others (TRL)."},
+    )
+    overlap_rewards: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score old log-probs of all rows while rewards are computed, instead of only the needed rows "
+            "afterwards. Default: for methods that train on all rows."
+        },
+    )
+
+    # rollouts
+    engine: str = field(default="transformers", metadata={"help": "transformers, vllm or vllm-server."})
+    engine_options: dict | str | None = field(default=None, metadata={"help": "Arguments of the engine's class."})
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={"help": "How sampling/training ratios are bounded; sequence modes drop or shrink whole answers."},
+    )
+    vllm_importance_sampling_clip_max: float | None = field(
+        default=2.0, metadata={"help": "Largest importance weight (truncated importance sampling: 2)."}
+    )
+
+    # telemetry and guards
+    log_entropy: bool = field(default=True, metadata={"help": "Measure the entropy of trained tokens."})
+    displacement_rows: int = field(
+        default=8,
+        metadata={"help": "Right answers per process whose log-prob is compared before and after the updates."},
+    )
+    min_entropy: float | None = field(default=1e-3, metadata={"help": "Stop below this mean entropy (nats)."})
+    max_entropy_share: float | None = field(
+        default=0.7, metadata={"help": "Stop above this share of log(vocabulary), if entropy also rose by half."}
+    )
+    max_repetition: float | None = field(
+        default=0.5, metadata={"help": "Stop when more than this share of long completions loops."}
+    )
+    max_kl: float | None = field(
+        default=1.0, metadata={"help": "Stop above this mean KL per token between rollout and current policy."}
+    )
+    watchdog_patience: int = field(default=3, metadata={"help": "Optimiser steps in a row a limit must be broken."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available() and _gpu_has_bf16()
+        self.dataloader_pin_memory &= torch.cuda.is_available()
+        self.validate()
+        if self.steps_per_generation is None and self.generation_batch_size is None:
+            self.steps_per_generation = self.updates_per_rollout * self.gradient_accumulation_steps
+        super().__post_init__()
+        self._check_rollout_batch()
+
+    def validate(self) -> None:
+        """Raise ConfigError for values and combinations that cannot be meant. Subclasses extend it."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        for name in ("updates_per_rollout", "watchdog_patience", "max_reward_timeouts", "max_resamples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("reward_timeout", "normalizer_length"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        self._check_groups()
+        self._check_sampling()
+        if self.loss_type != "dapo":
+            raise ConfigError(
+                f"loss_type={self.loss_type!r} is TRL's; choose normalizer instead: {', '.join(NORMALIZERS)}"
+            )
+
+    def _check_groups(self) -> None:
+        if self.num_generations < 2:
+            raise ConfigError(
+                f"num_generations is {self.num_generations}: a group of one has no statistics. Use at least 2"
+            )
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if rows % self.num_generations:
+            raise ConfigError(
+                f"per_device_train_batch_size x gradient_accumulation_steps = {rows} rows per process and optimiser step "
+                f"would split groups of num_generations={self.num_generations}. Make it a multiple"
+            )
+
+    def _check_sampling(self) -> None:
+        if self.use_vllm:
+            raise ConfigError("use_vllm is TRL's; set engine=vllm or engine=vllm-server instead")
+        if self.repetition_penalty != 1.0 or self.generation_kwargs:
+            raise ConfigError(
+                "repetition_penalty and generation_kwargs change the sampling distribution behind the log-probs; leave "
+                "them unset"
+            )
+        truncates = self.top_p < 1 or self.top_k > 0 or (self.min_p or 0) > 0
+        if truncates and self.corrects_importance:
+            raise ConfigError(
+                f"top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} cut off tokens, which biases the importance "
+                "correction. Sample from the whole distribution, or set vllm_importance_sampling_correction=false"
+            )
+
+    def _check_rollout_batch(self) -> None:
+        if self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ConfigError(
+                f"steps_per_generation={self.steps_per_generation} is not a multiple of "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}: an optimiser step would mix two "
+                "rollout batches. Leave it unset and use updates_per_rollout"
+            )
+        self.updates_per_rollout = self.steps_per_generation // self.gradient_accumulation_steps
+
+    @property
+    def corrects_importance(self) -> bool:
+        """Whether sampling and training may disagree (another engine samples) and the loss makes up for it."""
+        return self.engine != "transformers" and self.vllm_importance_sampling_correction
+
+    @property
+    def on_policy(self) -> bool:
+        """One optimiser step per rollout: every ratio is exactly 1 and old log-probs need no pass of their own."""
+        return self.updates_per_rollout == 1 and self.num_iterations == 1
+
+    @property
+    def every_row_has_gradient(self) -> bool:
+        """With an entropy bonus or a KL term a row of advantage 0 still moves the weights."""
+        return self.beta != 0 or self.entropy_coef != 0
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported()

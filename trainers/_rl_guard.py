@@ -1,0 +1,189 @@
+"""The part of a run that is not about its method: guards, telemetry, displacement, checkpoints that resume exactly."""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from negpo.data.rows import fingerprint_rows
+from negpo.errors import TrainingStopped
+from negpo.trainers import _checkpoint
+from negpo.trainers import _rl_batch as rows_
+from negpo.trainers._callbacks import FiniteGradients
+from negpo.trainers._rl_batch import Record
+from negpo.trainers._rl_state import load_state, save_state
+from negpo.trainers._rl_watchdog import Watchdog
+
+
+class EpochBegins(TrainerCallback):
+    """Tells the sampler which epoch it shuffles for."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.train_sampler.epoch = math.floor((state.epoch or 0.0) + 1e-6)
+
+
+class GuardedRun:
+    """Mixed into the trainers before ``GRPOAdapter``."""
+
+    def install_guards(self) -> None:
+        args = self.args
+        self.watchdog = Watchdog(
+            vocabulary=self.model.config.get_text_config().vocab_size,
+            min_entropy=args.min_entropy,
+            max_entropy_share=args.max_entropy_share,
+            max_repetition=args.max_repetition,
+            max_kl=args.max_kl,
+            patience=args.watchdog_patience,
+        )
+        self.window_rows: list[int] = []
+        self._probe: Record | None = None
+        self._looping = (0, 0)  # (looping, judged) completions of the current rollout, local
+        self._observed = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        self.add_callback(FiniteGradients(self))
+        self.add_callback(EpochBegins(self))
+
+    # ---- watching one optimiser step ------------------------------------------------------------------------------
+
+    def observe(self, logps: Tensor, old_logps: Tensor, mask: Tensor, entropy: Tensor | None, loss: Tensor) -> None:
+        """Sums for the watchdog: tokens, KL, entropy, tokens with entropy, non-finite values."""
+        gap = (logps.detach() - old_logps).clamp(-20.0, 20.0)
+        kl = torch.where(mask, gap.exp() - 1.0 - gap, 0.0).sum()
+        tokens = mask.sum()
+        total = 0.0 if entropy is None else torch.where(mask, entropy.detach(), 0.0).sum()
+        bad = ~torch.isfinite(loss.detach()) | ~torch.isfinite(logps.detach()).all()
+        values = (tokens, kl, total, tokens * (entropy is not None), bad)
+        self._observed[:5] += torch.stack([torch.as_tensor(v, dtype=torch.float64).to(self._observed) for v in values])
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.micro_step % self.args.gradient_accumulation_steps == 0:
+            self._check_step()
+        return loss
+
+    def _check_step(self) -> None:
+        sums = torch.cat([self._observed[:5], self._observed.new_tensor(self._looping)])
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        tokens, kl, entropy, measured, bad, looping, judged = sums.tolist()
+        self._observed.zero_()
+        if bad:
+            self.stop("the loss or a log-prob is not finite", [])
+        means = (
+            entropy / measured if measured else None,
+            kl / tokens if tokens else None,
+            looping / judged if judged else None,
+        )
+        if judged:
+            self.record_metric("completions/looping", means[2])
+        if (reason := self.watchdog.check(*means)) is not None:
+            self.stop(reason, [])
+
+    def stop(self, what: str, rows: list[int]) -> None:
+        """Save the weights of the last finished step (the guards run before the optimiser), then raise."""
+        step = self.state.global_step
+        kept = "nothing was trained yet"
+        if step:
+            folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+            if _checkpoint.damage(folder) is not None:
+                with contextlib.suppress(OSError):  # the disk may be full too; the reason to stop is the other one
+                    self._save_checkpoint(self.model, trial=None)
+            last = _checkpoint.last_complete(self.args.output_dir)
+            kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
+        raise TrainingStopped(f"{what}, at step {step + 1}. The step was not taken; {kept}")
+
+    # ---- displacement ---------------------------------------------------------------------------------------------
+
+    def keep_probe(self, record: Record, rows: Tensor) -> None:
+        """Remember some right answers and their log-probs before the updates of this rollout."""
+        names = ("input_ids", "labels", "lengths", "old_logps")
+        self._probe = rows_.take({name: record[name] for name in names}, rows) if len(rows) else None
+
+    def measure_displacement(self) -> None:
+        """``displacement/correct``: change of the log-prob per token of right answers over the last rollout's updates.
+
+        Lazy likelihood displacement (arXiv 2505.18830) shows as a negative number.
+        """
+        probe, self._probe = self._probe, None
+        count = 0 if probe is None else len(probe["lengths"])
+        if probe is None and not self.sharded:
+            return
+        if probe is None:
+            probe = rows_.dummy_row(self.accelerator.device)
+        rows = torch.arange(count, device=self.accelerator.device)
+        now = self.score_rows(self.model, probe, rows)
+        if count:
+            mask = rows_.answer_mask(probe)
+            self.telemetry.add_masked("displacement/correct", now - probe["old_logps"], mask)
+            self.telemetry.add("displacement/tokens", mask.sum())
+
+    # ---- logs -----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.telemetry.drain(self.accelerator)
+        super().log(logs, start_time)
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
+        resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
+        self.micro_step, self.buffered = 0, None
+        if resume is not None:
+            _checkpoint.check_provenance(resume, self._provenance())
+            self._restore(Path(resume))
+        return super().train(resume_from_checkpoint=resume, **kwargs)
+
+    def save_rollout_state(self, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        step = self.state.global_step * self.args.gradient_accumulation_steps
+        inside = step % (self.args.steps_per_generation * self.args.num_iterations) != 0
+        batches = [*(self.buffered if inside and self.buffered else []), *([self._probe] if self._probe else [])]
+        state = {
+            "micro_step": step,
+            "buffered": len(batches) - bool(self._probe),
+            "rollouts": self.source.rollouts,
+            "prompts": self.prompts.position,
+            "looping": list(self._looping),
+            "watchdog": self.watchdog.state(),
+        }
+        save_state(folder, self.accelerator.process_index, batches, state)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _checkpoint.seal(folder, self._provenance())
+
+    def _restore(self, folder: Path) -> None:
+        batches, state = load_state(folder, self.accelerator.process_index, self.accelerator.device)
+        self.micro_step = state["micro_step"]
+        self.buffered = batches[: state["buffered"]] or None
+        self._probe = next(iter(batches[state["buffered"] :]), None)
+        self.source.rollouts = state["rollouts"]
+        self.prompts.position = state["prompts"]
+        self._looping = tuple(state["looping"])
+        self.watchdog.load(state["watchdog"])
+
+    def _provenance(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "training rows": self._rows_digest,
+            "seed": args.seed,
+            "batch layout": [
+                args.generation_batch_size,
+                args.num_generations,
+                args.gradient_accumulation_steps,
+                args.num_iterations,
+            ],
+        }
+
+    @property
+    def _rows_digest(self) -> str:
+        if not hasattr(self, "_digest"):
+            self._digest = fingerprint_rows(list(self.train_dataset))
+        return self._digest

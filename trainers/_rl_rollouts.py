@@ -1,0 +1,120 @@
+"""Where completions come from: an engine of ``negpo.rollout``, per-sample seeds, proof after every weight sync."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from negpo.errors import ConfigError
+from negpo.rollout import RolloutEngine, Sampling, SyncReport, make_engine
+
+logger = logging.getLogger(__name__)
+
+
+class RolloutSource:
+    """Draws groups of completions for a trainer.
+
+    A sample depends on (seed, rollout number, global prompt number, sample number) and the weights only: not on how many
+    processes share the work, and not on whether the run was interrupted.
+    """
+
+    def __init__(self, trainer: Any, engine: RolloutEngine | None = None):
+        self.trainer, self._engine = trainer, engine
+        self.rollouts = 0  # drawn so far; part of every seed
+        self._synced_at: int | None = None
+        self.last_sync: SyncReport | None = None
+
+    @property
+    def engine(self) -> RolloutEngine:
+        if self._engine is None:
+            args = self.trainer.args
+            options = args.engine_options or {}
+            self._engine = make_engine(args.engine, self._source(), self.trainer.tokenizer, **options)
+        return self._engine
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the engine decodes with the trainer's own modules, so that nothing can be stale."""
+        return getattr(self.engine, "model", None) is self.trainer.model
+
+    def draw(self, prompt_ids: list[list[int]], n: int, first_prompt: int) -> tuple[list[list[int]], list[list[float]]]:
+        """``prompt_ids`` (local rows, each prompt ``n`` times in a row); ``first_prompt``: global number of the first."""
+        prompts = prompt_ids[::n]
+        if any(row != prompts[i // n] for i, row in enumerate(prompt_ids)):
+            raise ConfigError(f"rows do not come in groups of {n} equal prompts; was the sampler replaced?")
+        self.sync()
+        training = self.trainer.model.training
+        # Evaluation must not shift the seeds of the training samples that follow it.
+        name = str(self.rollouts) if training else f"evaluation {self.trainer.state.global_step}"
+        keys = [f"{name}:{first_prompt + i}" for i in range(len(prompts))]
+        self.rollouts += training
+        with self.trainer.whole_weights():
+            groups = self.engine.generate(prompts, self._sampling(n), prompt_keys=keys)
+        samples = [sample for group in groups for sample in group]
+        return [list(s.token_ids) for s in samples], [list(s.logprobs) for s in samples]
+
+    def sync(self) -> None:
+        """Bring the engine to the current weights; raises StaleWeightsError when they did not arrive."""
+        step = self.trainer.state.global_step
+        if self._synced_at == step or self.in_place:
+            return
+        self.last_sync = self.engine.sync(self.trainer.model)
+        self._synced_at = step
+        for name in ("max_gap", "mean_gap", "seconds"):
+            self.trainer.record_metric(f"sync/{name}", getattr(self.last_sync, name))
+
+    def _sampling(self, n: int) -> Sampling:
+        args = self.trainer.args
+        return Sampling(
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p or 0.0,
+            n=n,
+            max_new_tokens=args.max_completion_length,
+            stop_token_ids=tuple(self.trainer.eos_token_ids),
+            seed=args.seed,
+        )
+
+    def _source(self) -> Any:
+        """What the engine is started from: the module itself, the server's address, or a checkpoint folder."""
+        trainer = self.trainer
+        if trainer.args.engine == "transformers":
+            return trainer.model
+        if trainer.args.engine == "vllm-server":
+            args = trainer.args
+            return args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+        from negpo.rollout.weights import unwrap
+
+        base = unwrap(trainer.model)
+        name = base.config._name_or_path
+        if name and Path(name).is_dir():
+            return name
+        folder = Path(trainer.args.output_dir) / "engine"
+        if trainer.accelerator.is_main_process:
+            base.save_pretrained(folder)
+            trainer.tokenizer.save_pretrained(folder)
+        trainer.accelerator.wait_for_everyone()
+        return str(folder)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+class PromptStream:
+    """Replacement prompts: dataset rows in an order that is a function of the seed and the position alone."""
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed, self.position = size, seed, 0
+
+    def draw(self, count: int) -> list[int]:
+        """The next ``count`` row numbers, over all processes."""
+        rows = []
+        for place in range(self.position, self.position + count):
+            epoch, index = divmod(place, self.size)
+            generator = torch.Generator().manual_seed(self.seed + 7_919 * (epoch + 1))
+            rows.append(int(torch.randperm(self.size, generator=generator)[index]))
+        self.position += count
+        return rows
