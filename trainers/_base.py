@@ -1,42 +1,35 @@
 """The base of all unlearning trainers: data flow, normalisation, guards and logs. The maths is in negpo.objectives."""
 
-import contextlib
 import logging
-import os
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import Trainer
 
 from negpo.data.qa import QATemplate
-from negpo.errors import ConfigError, TrainingStopped
+from negpo.errors import ConfigError
 from negpo.logprobs import model_token_logprobs, retain_kl_from_models
 from negpo.objectives import nll_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
-from negpo.trainers import _checkpoint
 from negpo.trainers._batch import UNITS, Part, concatenate, count, counts, name_rows, single_rows
-from negpo.trainers._callbacks import FiniteGradients
 from negpo.trainers._config import UnlearnConfig
 from negpo.trainers._data import (
     PARTS,
-    EpochSampler,
     ForgetRetainDataset,
     check_disjoint,
     check_rows,
     collate,
     encode_rows,
 )
-from negpo.trainers._metrics import LogBuffer
 from negpo.trainers._model import check_vocabulary, choose_trainable, load_model, load_tokenizer
+from negpo.trainers._offline import OfflineTrainer
 from negpo.trainers._reference import Reference
 
 logger = logging.getLogger(__name__)
 
 
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(OfflineTrainer):
     """Base class. A method sets a few class attributes and implements ``forget_loss``.
 
     Args:
@@ -63,10 +56,6 @@ class UnlearnTrainer(Trainer):
     needs_reference_model: ClassVar[bool] = False  # log-probs are not enough: a reference model is needed every step
     has_own_retain_term: ClassVar[bool] = False  # needs retain_dataset whatever retain_loss says
 
-    # The loss is a mean: Trainer divides it by the accumulation steps. The attribute is read from transformers 5.19 on;
-    # before, the None that get_batch_samples returns says the same.
-    loss_is_scaled_for_ga = False
-
     def __init__(
         self,
         model: Any,
@@ -81,7 +70,7 @@ class UnlearnTrainer(Trainer):
         template: QATemplate | None = None,
     ):
         args = args if args is not None else self.config_class(output_dir=f"{type(self).__name__}-output")
-        self.check_arguments(args, train_dataset, retain_dataset, ref_model, peft_config)
+        self.check_arguments(model, args, train_dataset, retain_dataset, ref_model, peft_config)
         tokenizer = load_tokenizer(model, processing_class)
         name = model if isinstance(model, str) else model.config._name_or_path
         self.template = template or QATemplate.for_model(name, tokenizer)
@@ -102,15 +91,11 @@ class UnlearnTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.args._n_gpu = min(self.args._n_gpu, 1)  # torch DataParallel cannot run us; several GPUs: accelerate launch
-        self.add_callback(FiniteGradients(self))
         self.reference: Reference | None = None
         self._ref_model = ref_model
         self._reference_digests: dict[str, str] = {}
         self._reference_checked = not args.check_reference
-        self._buffer = LogBuffer()
         self._window: dict[str, torch.Tensor] = {}
-        self.window_rows = ""  # the forget rows of the optimiser batch, in words
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
@@ -124,7 +109,7 @@ class UnlearnTrainer(Trainer):
 
     # ---- before training ------------------------------------------------------------------------------------------
 
-    def check_arguments(self, args, train_dataset, retain_dataset, ref_model, peft_config) -> None:
+    def check_arguments(self, model, args, train_dataset, retain_dataset, ref_model, peft_config) -> None:
         """Contradictions between the arguments; everything else is checked by the config itself."""
         if not isinstance(args, self.config_class):
             raise ConfigError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(args).__name__}")
@@ -141,6 +126,8 @@ class UnlearnTrainer(Trainer):
         if peft_config is not None and args.trainable_parameters:
             raise ConfigError("peft_config and trainable_parameters exclude each other: LoRA decides what is trained")
         needs_model = self.needs_reference_model or args.retain_loss == "kl"
+        if ref_model is not None and ref_model is model:
+            raise ConfigError("ref_model is the model being trained; leave it out, the start is the reference anyway")
         if ref_model is not None and not (self.reference_parts(args) or needs_model):
             raise ConfigError(f"ref_model would be ignored: {type(self).__name__} with these settings has no reference")
 
@@ -156,18 +143,6 @@ class UnlearnTrainer(Trainer):
         forget, row_ids = encode(forget_rows, name="train_dataset", label_stride=args.label_stride)
         seed = args.data_seed if args.data_seed is not None else args.seed
         return ForgetRetainDataset(forget, retain, seed, args.pairing == "fixed", row_ids)
-
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        return EpochSampler(len(dataset), dataset.seed, shuffle=self.args.train_sampling_strategy == "random")
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
-        """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
-        resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
-        self._prepare_reference()  # here the weights are still those of the starting model, on resume too
-        if resume is not None:
-            _checkpoint.check_provenance(resume, self._provenance())
-        return super().train(resume_from_checkpoint=resume, **kwargs)
 
     def _prepare_reference(self) -> None:
         if self.reference is not None or not (self._reference_parts or self._needs_model):
@@ -223,18 +198,6 @@ class UnlearnTrainer(Trainer):
             self.window_rows = name_rows("forget", rows.tolist())
         return batches, None
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Loss of one micro-batch, scaled so that the accumulated gradient is that of the whole optimiser batch."""
-        if return_outputs:
-            raise NotImplementedError("evaluate with negpo eval: the training loss of an unlearning run says little")
-        loss = self.batch_loss(model, inputs)
-        finite = torch.isfinite(loss.detach())
-        if self.accelerator.num_processes > 1:
-            finite = self.accelerator.reduce(finite.float(), reduction="mean") == 1
-        if not finite:
-            self.stop(f"the loss is {loss.item()}", self._culprits(model, inputs))
-        return loss
-
     def batch_loss(self, model, inputs) -> torch.Tensor:
         """The scaled loss of one micro-batch."""
         parts = self.score(model, inputs)
@@ -243,6 +206,8 @@ class UnlearnTrainer(Trainer):
         loss, stats = self.forget_loss(parts)
         unit = count(inputs["forget"], self.reduction)
         self._log_forget(forget, loss, stats, unit)
+        if "idk" in parts:
+            self._buffer.add_tokens("idk", parts["idk"].logps, parts["idk"].mask)
         total = self.args.forget_weight * self.share(inputs, "forget", self.reduction) * loss
         if self.args.retain_loss == "nll":
             retain = parts["retain"]
@@ -327,7 +292,7 @@ class UnlearnTrainer(Trainer):
             if part.ref_logps is not None:
                 StepZeroCheck.measure(part.logps, part.ref_logps, part.mask).enforce(names.get(precision, "float16"))
 
-    # ---- logs, guards, checkpoints --------------------------------------------------------------------------------
+    # ---- logs --------------------------------------------------------------------------------
 
     def _log_forget(self, forget: Part, loss: torch.Tensor, stats: dict[str, torch.Tensor], unit: torch.Tensor) -> None:
         self._buffer.add("forget/loss", loss * unit, unit)
@@ -340,55 +305,3 @@ class UnlearnTrainer(Trainer):
             self._buffer.add_weights("forget", gradient, forget.mask, unit)
         for name in self.logged_stats:
             self._buffer.add(f"forget/{name}", stats[name] * unit, unit)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= self._buffer.drain(self.accelerator)
-        super().log(logs, start_time)
-
-    def stop(self, what: str, rows: str) -> None:
-        """Save the weights of the last finished step (finite: the guards run before the optimiser), then raise."""
-        step = self.state.global_step
-        kept = "nothing was trained yet"
-        if step:
-            folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-            with contextlib.suppress(TrainingStopped):  # the disk may be full too; the reason to stop is the other one
-                if not folder.exists():
-                    self._save_checkpoint(self.model, trial=None)
-            last = _checkpoint.last_complete(self.args.output_dir)
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
-        raise TrainingStopped(
-            f"{what} at step {step + 1}, {rows}. The step was not taken; {kept}. Lower learning_rate, "
-            "look at these rows, or train in float32"
-        )
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise TrainingStopped(_not_saved(folder, error, self.args.output_dir)) from error
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            _checkpoint.seal(folder, self._provenance())
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write into a hidden folder first, so that ``output_dir`` never holds half a model."""
-        target = Path(output_dir if output_dir is not None else self.args.output_dir)
-        work = target / f".saving-{os.getpid()}"
-        try:
-            super()._save(str(work), state_dict)
-            for path in sorted(work.iterdir()):
-                os.replace(path, target / path.name)
-        except OSError as error:
-            raise TrainingStopped(_not_saved(target, error, self.args.output_dir)) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _not_saved(folder: Path, error: Exception, output_dir: str) -> str:
-    last = _checkpoint.last_complete(output_dir)
-    kept = f"The last complete checkpoint is {last}" if last else "There is no complete checkpoint"
-    return f"{folder} could not be written and was removed: {error}. Free disk space and resume. {kept}"

@@ -1,4 +1,4 @@
-"""Settings shared by every unlearning trainer, and the contradictions that are refused before a model is loaded."""
+"""Settings of the trainers on stored rows, and the contradictions that are refused before a model is loaded."""
 
 import importlib.util
 import re
@@ -10,51 +10,27 @@ from transformers import TrainingArguments
 
 from negpo.errors import ConfigError
 
-CHOICES = {
-    "retain_loss": ("none", "nll", "kl"),
-    "pairing": ("random", "fixed"),
-    "token_normalization": ("batch", "micro_batch"),
-    "kl_positions": ("all", "labelled"),
-    "reference": ("auto", "cache", "model", "adapters_off"),
-    "train_sampling_strategy": ("random", "sequential"),
-}
-
 
 @dataclass
-class UnlearnConfig(TrainingArguments):
-    """``transformers.TrainingArguments`` plus what unlearning needs.
+class OfflineConfig(TrainingArguments):
+    """``transformers.TrainingArguments`` plus what every method on stored rows needs.
 
-    The objective is ``forget_weight * forget + grad_diff_coeff * NLL(retain)`` or ``+ kl_coeff * KL(ref || policy)`` on
-    retain rows; the coefficients carry the names of the NPO code (arXiv 2404.05868). open-unlearning calls the first
-    ``gamma`` and the retain ones ``alpha``. Defaults that differ from ``TrainingArguments``: lr 1e-5 and 10 epochs (all
-    papers), every step logged, bf16 autocast on a GPU that has it and never on a CPU.
+    Defaults that differ from ``TrainingArguments``: every step logged, bf16 autocast on a GPU that has it and never on
+    a CPU.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "token_normalization": ("batch", "micro_batch"),
+        "reference": ("auto", "cache", "model", "adapters_off"),
+        "train_sampling_strategy": ("random", "sequential"),
+    }
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the forget rows."})
     logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast. Default: on where the GPU has it, off on a CPU."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
-
-    max_length: int = field(default=512, metadata={"help": "Tokens of prompt plus answer; longer rows are cut."})
-    label_stride: int = field(
-        default=1,
-        metadata={"help": "Train on the forget tokens at positions k, 2k, 3k, ... only (CATNIP on WMDP: 16)."},
-    )
-    retain_loss: str = field(default="none", metadata={"help": "Term on retain rows: none, nll or kl."})
-    grad_diff_coeff: float = field(default=1.0, metadata={"help": "Weight of the retain NLL."})
-    kl_coeff: float = field(default=1.0, metadata={"help": "Weight of the retain KL(reference || policy)."})
-    kl_positions: str = field(
-        default="all", metadata={"help": "KL over all tokens (the papers; here without padding) or labelled ones."}
-    )
-    pairing: str = field(
-        default="random",
-        metadata={"help": "Retain partner of a forget row: drawn anew every epoch, or fixed as in the NPO code."},
-    )
     token_normalization: str = field(
         default="batch",
         metadata={
@@ -89,29 +65,18 @@ class UnlearnConfig(TrainingArguments):
         self.validate()
         super().__post_init__()
 
-    @property
-    def forget_weight(self) -> float:
-        """Factor of the forget term. Methods whose papers name one override this."""
-        return 1.0
-
     def validate(self) -> None:
         """Raise ConfigError for values and combinations that cannot be meant. Subclasses extend it."""
-        for name, allowed in CHOICES.items():
+        for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        for name in ("max_length", "label_stride"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("grad_diff_coeff", "kl_coeff"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; a negative weight would unlearn the retain data")
         if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
             raise ConfigError(
-                "eval_strategy must be 'no': unlearning is judged by negpo eval. To stop on utility during training, "
+                "eval_strategy must be 'no': such runs are judged by negpo eval. To stop on utility during training, "
                 "pass UtilityFloorCallback"
             )
         if self.remove_unused_columns:
-            raise ConfigError("remove_unused_columns must stay False: batches are nested in forget and retain parts")
+            raise ConfigError("remove_unused_columns must stay False: batches are nested")
         for pattern in self.trainable_parameters or []:
             _check_pattern(pattern)
         self._check_optimizer()
@@ -126,7 +91,56 @@ class UnlearnConfig(TrainingArguments):
             )
 
 
-def require_positive(config: UnlearnConfig, *names: str) -> None:
+@dataclass
+class UnlearnConfig(OfflineConfig):
+    """``OfflineConfig`` plus what unlearning needs.
+
+    The objective is ``forget_weight * forget + grad_diff_coeff * NLL(retain)`` or ``+ kl_coeff * KL(ref || policy)`` on
+    retain rows; the coefficients carry the names of the NPO code (arXiv 2404.05868). open-unlearning calls the first
+    ``gamma`` and the retain ones ``alpha``. Other defaults than ``TrainingArguments``: lr 1e-5, 10 epochs (all papers).
+    """
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = OfflineConfig.choices | {
+        "retain_loss": ("none", "nll", "kl"),
+        "pairing": ("random", "fixed"),
+        "kl_positions": ("all", "labelled"),
+    }
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the forget rows."})
+
+    max_length: int = field(default=512, metadata={"help": "Tokens of prompt plus answer; longer rows are cut."})
+    label_stride: int = field(
+        default=1,
+        metadata={"help": "Train on the forget tokens at positions k, 2k, 3k, ... only (CATNIP on WMDP: 16)."},
+    )
+    retain_loss: str = field(default="none", metadata={"help": "Term on retain rows: none, nll or kl."})
+    grad_diff_coeff: float = field(default=1.0, metadata={"help": "Weight of the retain NLL."})
+    kl_coeff: float = field(default=1.0, metadata={"help": "Weight of the retain KL(reference || policy)."})
+    kl_positions: str = field(
+        default="all", metadata={"help": "KL over all tokens (the papers; here without padding) or labelled ones."}
+    )
+    pairing: str = field(
+        default="random",
+        metadata={"help": "Retain partner of a forget row: drawn anew every epoch, or fixed as in the NPO code."},
+    )
+
+    @property
+    def forget_weight(self) -> float:
+        """Factor of the forget term. Methods whose papers name one override this."""
+        return 1.0
+
+    def validate(self) -> None:
+        super().validate()
+        for name in ("max_length", "label_stride"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("grad_diff_coeff", "kl_coeff"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; a negative weight would unlearn the retain data")
+
+
+def require_positive(config: OfflineConfig, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be greater than 0")
