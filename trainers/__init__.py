@@ -15,6 +15,11 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "catnip": ("negpo.trainers.catnip", "CATNIPTrainer", "CATNIPConfig"),
     "nsr": ("negpo.trainers.nsr", "NSRTrainer", "NSRConfig"),
     "ngrpo": ("negpo.trainers.ngrpo", "NGRPOTrainer", "NGRPOConfig"),
+    "nft": ("negpo.trainers.nft", "NFTTrainer", "NFTConfig"),
+    "resrl": ("negpo.trainers.resrl", "ResRLTrainer", "ResRLConfig"),
+    "topr": ("negpo.trainers.topr", "TOPRTrainer", "TOPRConfig"),
+    "raft": ("negpo.trainers.raft", "RAFTTrainer", "RAFTConfig"),
+    "reinforce_rej": ("negpo.trainers.reinforce_rej", "ReinforceRejTrainer", "ReinforceRejConfig"),
     "grpo": ("negpo.trainers.grpo", "GroupPolicyTrainer", "GroupPolicyConfig"),
 }
 

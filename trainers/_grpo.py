@@ -1,8 +1,9 @@
 """The adapter over TRL 1.16's GRPOTrainer: the only file that names its private methods.
 
 Every override calls ``super()`` and changes what goes in or comes out; no TRL method is copied. What negpo does with a
-rollout is in ``_rl_base.py``, behind the public hooks at the top of the class. ``broken_contract`` compares the names and
-signatures used here with the installed TRL and is run before every training and by a test.
+rollout is in ``_rl_base.py`` and ``_rl_collect.py``, behind the public hooks at the top of the class.
+``broken_contract`` compares the names and signatures used here with the installed TRL; it is run before every training
+and by a test.
 """
 
 import inspect
@@ -195,7 +196,7 @@ class GRPOAdapter(GRPOTrainer):
 
 
 class EpochOrder(torch.utils.data.Sampler):
-    """TRL's RepeatSampler with an order that is a function of (seed, epoch), so that a resumed epoch has the same one."""
+    """TRL's RepeatSampler with an order that is a function of (seed, epoch): a resumed epoch has the same one."""
 
     def __init__(self, sampler: torch.utils.data.Sampler, seed: int):
         self.sampler, self.seed, self.epoch = sampler, seed, 0

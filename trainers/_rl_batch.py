@@ -1,7 +1,7 @@
 """Rollouts as aligned tensors, and the plan that turns one rollout batch into micro-batches.
 
-A rollout record is a dict of tensors whose first dimension is the local rows N. ``input_ids`` and ``labels`` are (N, T),
-right-padded; every other two-dimensional tensor is (N, T-1) and belongs to ``labels[:, 1:]``; the rest is (N,).
+A rollout record is a dict of tensors whose first dimension is the local rows N. ``input_ids`` and ``labels`` are
+(N, T), right-padded; every other two-dimensional tensor is (N, T-1) and belongs to ``labels[:, 1:]``; the rest is (N,).
 """
 
 import math

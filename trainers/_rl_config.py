@@ -58,9 +58,9 @@ class PolicyConfig(GRPOConfig):
     normalizer: str = field(
         default="token_mean",
         metadata={
-            "help": "token_mean and sequence_mean run over the whole optimiser batch; max_length divides the sum by rows "
-            "times max_completion_length (Dr.GRPO), constant by normalizer_length (NFT); micro_batch_token_mean "
-            "depends on the packing, as the papers' code does."
+            "help": "token_mean and sequence_mean run over the whole optimiser batch; max_length divides the sum by "
+            "rows times max_completion_length (Dr.GRPO), constant by normalizer_length (NFT); "
+            "micro_batch_token_mean depends on the packing, as the papers' code does."
         },
     )
     normalizer_length: float = field(default=1000.0, metadata={"help": "Divisor of normalizer=constant."})
@@ -151,8 +151,8 @@ class PolicyConfig(GRPOConfig):
         rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if rows % self.num_generations:
             raise ConfigError(
-                f"per_device_train_batch_size x gradient_accumulation_steps = {rows} rows per process and optimiser step "
-                f"would split groups of num_generations={self.num_generations}. Make it a multiple"
+                f"per_device_train_batch_size x gradient_accumulation_steps = {rows} rows per process and optimiser "
+                f"step would split groups of num_generations={self.num_generations}. Make it a multiple"
             )
 
     def _check_sampling(self) -> None:
@@ -166,8 +166,9 @@ class PolicyConfig(GRPOConfig):
         truncates = self.top_p < 1 or self.top_k > 0 or (self.min_p or 0) > 0
         if truncates and self.corrects_importance:
             raise ConfigError(
-                f"top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} cut off tokens, which biases the importance "
-                "correction. Sample from the whole distribution, or set vllm_importance_sampling_correction=false"
+                f"top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} cut off tokens, which biases the "
+                "importance correction. Sample from the whole distribution, or set "
+                "vllm_importance_sampling_correction=false"
             )
 
     def _check_rollout_batch(self) -> None:

@@ -18,9 +18,12 @@ logger = logging.getLogger(__name__)
 class GuardedReward:
     """Calls one reward function so that nothing it does can corrupt or hang a batch.
 
-    A call runs in a thread. ``start`` begins it early; the later ``__call__`` by TRL waits for that result. None, NaN and
-    infinities are unknown (NaN). Raises DataError for an exception (unless ``errors="unknown"``), a wrong length or
-    something that is no number, TrainingStopped after too many timeouts in a row.
+    A call runs in a thread. ``start`` begins it early; the later ``__call__`` by TRL waits for that result. None, NaN
+    and infinities are unknown (NaN).
+
+    Raises:
+        DataError: the function raised (unless ``errors="unknown"``), or returned a wrong length or no numbers.
+        TrainingStopped: too many timeouts in a row.
     """
 
     def __init__(self, function: Callable, name: str, *, timeout: float, max_timeouts: int, errors: str):
@@ -49,8 +52,8 @@ class GuardedReward:
         self.timeouts_in_a_row += 1
         if self.timeouts_in_a_row >= self.max_timeouts:
             raise TrainingStopped(
-                f"reward function '{self.name}' exceeded {self.timeout:g} s {self.timeouts_in_a_row} times in a row. Make "
-                "it faster, or raise reward_timeout"
+                f"reward function '{self.name}' exceeded {self.timeout:g} s {self.timeouts_in_a_row} times in a row. "
+                "Make it faster, or raise reward_timeout"
             )
         logger.warning("reward '%s' exceeded %g s: %d completions are unknown", self.name, self.timeout, count)
         return [math.nan] * count
@@ -62,8 +65,8 @@ class GuardedReward:
         if isinstance(error, NegpoError):
             raise error
         raise DataError(
-            f"reward function '{self.name}' raised {type(error).__name__}: {error}. Fix it, let it return None for what it "
-            "cannot judge, or set reward_errors=unknown"
+            f"reward function '{self.name}' raised {type(error).__name__}: {error}. Fix it, let it return None for "
+            "what it cannot judge, or set reward_errors=unknown"
         ) from error
 
     def _checked(self, result: Any, count: int) -> list[float]:
@@ -86,7 +89,7 @@ class GuardedReward:
 
 
 class _Call:
-    """One call in its own thread. What it logs is held back, so that a call given up on cannot log into a later batch."""
+    """One call in its own thread. What it logs is held back: a call given up on must not log into a later batch."""
 
     def __init__(self, function: Callable, kwargs: dict[str, Any]):
         self.kwargs, self.finished = kwargs, threading.Event()

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 class RolloutSource:
     """Draws groups of completions for a trainer.
 
-    A sample depends on (seed, rollout number, global prompt number, sample number) and the weights only: not on how many
-    processes share the work, and not on whether the run was interrupted.
+    A sample depends on (seed, rollout number, global prompt number, sample number) and the weights only: not on how
+    many processes share the work, and not on whether the run was interrupted.
     """
 
     def __init__(self, trainer: Any, engine: RolloutEngine | None = None):
@@ -39,7 +39,10 @@ class RolloutSource:
         return getattr(self.engine, "model", None) is self.trainer.model
 
     def draw(self, prompt_ids: list[list[int]], n: int, first_prompt: int) -> tuple[list[list[int]], list[list[float]]]:
-        """``prompt_ids`` (local rows, each prompt ``n`` times in a row); ``first_prompt``: global number of the first."""
+        """Completions and log-probs for local rows, each prompt ``n`` times in a row.
+
+        ``first_prompt`` is the number of the first prompt among those of all processes.
+        """
         prompts = prompt_ids[::n]
         if any(row != prompts[i // n] for i, row in enumerate(prompt_ids)):
             raise ConfigError(f"rows do not come in groups of {n} equal prompts; was the sampler replaced?")

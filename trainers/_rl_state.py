@@ -28,8 +28,8 @@ def load_state(folder: Path, rank: int, device: torch.device) -> tuple[list[dict
     path, described = _paths(folder, rank)
     if not (path.is_file() and described.is_file()):
         raise ConfigError(
-            f"cannot resume from {folder}: {path.name} is missing. Resume with as many processes as saved it, and with a "
-            "method of the same kind"
+            f"cannot resume from {folder}: {path.name} is missing. Resume with as many processes as saved it, and "
+            "with a method of the same kind"
         )
     tensors = load_file(path, device=str(device))
     batches: list[dict[str, Tensor]] = [{} for _ in range(int(tensors.pop("batches")))]

@@ -51,7 +51,7 @@ class Telemetry:
         importance: Tensor | None,
         stats: dict[str, Tensor],
     ) -> None:
-        """One micro-batch: all (B, T) but ``advantages``, (B,) or (B, T), and ``stats``, what the objective returned."""
+        """One micro-batch: all (B, T), ``advantages`` also (B,); ``stats`` is what the objective returned."""
         signed = advantages if advantages.ndim == 2 else advantages.unsqueeze(-1).expand(mask.shape)
         logps = logps.detach()
         log_ratio = (logps - old_logps).clamp(-20.0, 20.0)

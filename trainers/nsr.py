@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from negpo.errors import ConfigError
@@ -36,8 +35,8 @@ class NSRConfig(PolicyConfig):
         self.negative_weight = negative if self.negative_weight is None else self.negative_weight
         if min(self.positive_weight, self.negative_weight) < 0 or self.positive_weight + self.negative_weight == 0:
             raise ConfigError(
-                f"positive_weight={self.positive_weight} and negative_weight={self.negative_weight} must not be negative, "
-                "and one of them must be positive"
+                f"positive_weight={self.positive_weight} and negative_weight={self.negative_weight} must not be "
+                "negative, and one of them must be positive"
             )
         super().validate()
 
@@ -49,10 +48,8 @@ class NSRTrainer(PolicyTrainer):
     trains_all_rows = False
 
     def compute_advantages(self, rewards: Tensor) -> Tensor:
-        right = (rewards > self.args.correct_threshold).to(rewards.dtype)
-        signs = torch.where(rewards.isnan(), torch.nan, right).flatten()
         weights = {"positive_weight": self.args.positive_weight, "negative_weight": self.args.negative_weight}
-        return signed_advantages(signs, **weights).view_as(rewards)
+        return signed_advantages(self.labels(rewards).flatten(), **weights).view_as(rewards)
 
     def counted_rows(self, rewards: Tensor, advantages: Tensor) -> Tensor:
         return advantages != 0

@@ -3,7 +3,6 @@
 from importlib import import_module
 
 import torch
-
 from unlearn_tiny import make_model, make_tokenizer
 
 PROMPTS = [
@@ -17,7 +16,7 @@ def letters_reward(prompts, completions, **_):
 
 
 def make_policy_trainer(method, folder, *, model=None, reward=letters_reward, data=PROMPTS, batch=(4, 1), **settings):
-    """A trainer by METHODS name, or a class; keyword arguments that the trainer knows go there, others to the config."""
+    """A trainer by METHODS name or class; keyword arguments that the trainer knows go there, others to the config."""
     from negpo.trainers import METHODS
 
     if isinstance(method, str):

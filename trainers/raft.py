@@ -1,0 +1,38 @@
+"""RAFT and RAFT++, rejection sampling fine-tuning: arXiv 2504.11343."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from negpo.errors import ConfigError
+from negpo.objectives import raft_advantages
+from negpo.trainers._rl_base import PolicyTrainer
+from negpo.trainers._rl_batch import Record
+from negpo.trainers._rl_config import PolicyConfig
+
+
+@dataclass
+class RAFTConfig(PolicyConfig):
+    """Right answers only; wrong ones stay in the normaliser, as in the released code."""
+
+    variant: str = field(default="raft++", metadata={"help": "raft (plain likelihood) or raft++ (clipped ratio)."})
+    delta: float | None = field(default=3.0, metadata={"help": "Dual clip of the released loss; inert here (A >= 0)."})
+
+    def validate(self) -> None:
+        super().validate()
+        if self.variant not in ("raft", "raft++"):
+            raise ConfigError(f"variant is {self.variant!r}; choose raft or raft++")
+
+
+class RAFTTrainer(PolicyTrainer):
+    """Maximises the likelihood of right answers, with (raft++) or without PPO's clip."""
+
+    config_class = RAFTConfig
+    trains_all_rows = False
+
+    def compute_advantages(self, rewards: Tensor) -> Tensor:
+        return raft_advantages(self.labels(rewards))
+
+    def loss(self, batch: Record, logps: Tensor, old_logps: Tensor, mask: Tensor):
+        # Against itself the ratio is 1 and never clipped: the gradient is that of the plain likelihood.
+        return super().loss(batch, logps, logps.detach() if self.args.variant == "raft" else old_logps, mask)

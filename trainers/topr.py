@@ -1,0 +1,39 @@
+"""TOPR, tapered off-policy REINFORCE: arXiv 2503.14286."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from negpo.errors import ConfigError
+from negpo.objectives import topr_loss
+from negpo.trainers._rl_base import PolicyTrainer
+from negpo.trainers._rl_batch import Record
+from negpo.trainers._rl_config import PolicyConfig
+
+
+@dataclass
+class TOPRConfig(PolicyConfig):
+    """Rewards +1 and -1 without a baseline; per-sequence means."""
+
+    normalizer: str = field(default="sequence_mean", metadata={"help": "TOPR is defined with sequence_mean only."})
+    vllm_importance_sampling_correction: bool = field(
+        default=False, metadata={"help": "Must stay False: TOPR has its own importance ratio."}
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.normalizer != "sequence_mean":
+            raise ConfigError(f"normalizer={self.normalizer} is not defined for TOPR; use sequence_mean")
+
+
+class TOPRTrainer(PolicyTrainer):
+    """Right answers at full weight, wrong ones by their full-sequence ratio, at most 1."""
+
+    config_class = TOPRConfig
+    loss_takes_importance = False
+
+    def compute_advantages(self, rewards: Tensor) -> Tensor:
+        return self.labels(rewards)
+
+    def loss(self, batch: Record, logps: Tensor, old_logps: Tensor, mask: Tensor):
+        return topr_loss(logps, old_logps, mask, batch["advantages"])
