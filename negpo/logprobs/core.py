@@ -220,19 +220,14 @@ class _Tokens:
         parts = (self.labels, self.log_z, self.entropy, self.g, self.e)
         return _Tokens(*(None if part is None else part[index] for part in parts))
 
-    def logit_gradient_(self, tile: Tensor, rows: slice, start: int, inside: slice | None) -> Tensor:
-        """Overwrites logits (rows, columns from ``start``) with g (onehot - p) - e p (log p + H)."""
+    def softmax_gradient_(self, tile: Tensor, rows: slice) -> Tensor:
+        """Overwrites logits (rows, columns) with -g p - e p (log p + H), the gradient without the labels' own +g."""
         g = self.g[rows].unsqueeze(1)
         log_p = tile.sub_(self.log_z[rows].unsqueeze(1))
         if self.e is None or self.entropy is None:
-            grad = log_p.exp_().mul_(-g)
-        else:
-            pull = (log_p + self.entropy[rows].unsqueeze(1)).mul_(self.e[rows].unsqueeze(1)).add_(g)
-            grad = log_p.exp_().mul_(pull.neg_())
-        if inside is not None:
-            ids = (self.labels[rows][inside] - start).unsqueeze(1)
-            grad[inside].scatter_add_(1, ids, g[inside])
-        return grad
+            return log_p.exp_().mul_(-g)
+        pull = (log_p + self.entropy[rows].unsqueeze(1)).mul_(self.e[rows].unsqueeze(1)).add_(g)
+        return log_p.exp_().mul_(pull.neg_())
 
 
 def _backward(
@@ -247,19 +242,29 @@ def _backward(
             grad_hidden.index_copy_(0, alive, part)
         return grad_hidden, grad_weight, grad_bias
     gradient = HeadGradient(head, needs_weight=needs[1], needs_bias=needs[2])
+    own = tokens.g.clone()  # dL/du of the label itself, apart from the softmax
     bounds = label_rows(tokens.labels, head)
     for columns, weight_tile in head.vocab_tiles():
         for rows in head.token_tiles():
             tile = head.logits(rows, columns, weight_tile)
             slope = head.logit_map.cap_slope(tile)
-            inside = label_overlap(bounds, rows, columns, head)
-            grad_tile = tokens.logit_gradient_(tile, rows, columns.start, inside)
+            grad_tile = tokens.softmax_gradient_(tile, rows)
             if slope is not None:
                 grad_tile.mul_(slope)
             if grad_hidden is not None:
                 grad_hidden[rows].addmm_(grad_tile, weight_tile)
+            inside = label_overlap(bounds, rows, columns, head)
+            if inside is not None:
+                ids = (tokens.labels[rows][inside] - columns.start).unsqueeze(1)
+                if slope is not None:
+                    own[rows][inside] *= slope[inside].gather(1, ids).squeeze(1)
+                grad_tile[inside].scatter_add_(1, ids, own[rows][inside].unsqueeze(1))
             gradient.add(rows, columns, grad_tile)
         gradient.finish(columns)
+    if grad_hidden is not None:
+        # Added last: the label's row is large, and every later addition of a small tile would be rounded against it.
+        own_row = head.weight.index_select(0, tokens.labels).to(grad_hidden.dtype)
+        grad_hidden.addcmul_(own_row, own.unsqueeze(1))
     return grad_hidden, gradient.weight, gradient.bias
 
 
