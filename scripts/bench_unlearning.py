@@ -206,7 +206,7 @@ def report(args: argparse.Namespace) -> str:
     answers = sum(label != -100 for row in step.rows for label in row["labels"])
     padded = sum(part["input_ids"].numel() for part in step.batch.values())
     lines = [
-        f"V = {args.vocab:,}, H = {args.hidden}, {args.layers} layers, {args.batch} forget and {args.batch} retain rows, "
+        f"V = {args.vocab:,}, H = {args.hidden}, {args.layers} layers, {args.batch} forget + {args.batch} retain rows, "
         f"{tokens} tokens ({padded} padded), {answers} of them answers; float32, {args.repeats} interleaved repeats.",
         "",
         "| variant | seconds | of floor | of usual | peak extra GiB | of usual | beyond gradients GiB |",
@@ -227,8 +227,8 @@ def report(args: argparse.Namespace) -> str:
     command = " ".join(["python", "scripts/bench_unlearning.py", *sys.argv[1:]])
     lines += [
         "",
-        f"ours / answer-floor: {seconds['ours'] / seconds['answer-floor']:.2f} of the time. Largest gradient difference "
-        f"of ours to usual: {difference:.1e} of the largest entry.",
+        f"ours / answer-floor: {seconds['ours'] / seconds['answer-floor']:.2f} of the time. Largest gradient "
+        f"difference of ours to usual: {difference:.1e} of the largest entry.",
         "",
         f"`{command}` on {machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
         f"{transformers.__version__}.",

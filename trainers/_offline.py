@@ -112,6 +112,8 @@ class OfflineTrainer(Trainer):
         except Exception as error:
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, TrainingStopped):  # from _save, already in words
+                raise
             raise TrainingStopped(_not_saved(folder, error, self.args.output_dir)) from error
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -125,7 +127,7 @@ class OfflineTrainer(Trainer):
             super()._save(str(work), state_dict)
             for path in sorted(work.iterdir()):
                 os.replace(path, target / path.name)
-        except OSError as error:
+        except Exception as error:  # OSError, or safetensors' own for the same full disk
             raise TrainingStopped(_not_saved(target, error, self.args.output_dir)) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -134,4 +136,4 @@ class OfflineTrainer(Trainer):
 def _not_saved(folder: Path, error: Exception, output_dir: str) -> str:
     last = _checkpoint.last_complete(output_dir)
     kept = f"The last complete checkpoint is {last}" if last else "There is no complete checkpoint"
-    return f"{folder} could not be written and was removed: {error}. Free disk space and resume. {kept}"
+    return f"{folder} could not be written: {error}. Nothing half-written is left; free disk space and resume. {kept}"

@@ -13,6 +13,7 @@ from typing import Any
 from trl import TrlParser
 
 from negpo.configs import recipe_path
+from negpo.data.io import atomic_write
 from negpo.data.qa import QATemplate
 from negpo.data.rows import load_rows
 from negpo.errors import ConfigError, DataError
@@ -134,7 +135,7 @@ def run_training(method: str, argv: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(Path(args.output_dir) / "trainer_state.json"))
         settings = {"method": method, "arguments": list(argv), "script": vars(script), "config": args.to_dict()}
-        (Path(args.output_dir) / "negpo_train.json").write_text(json.dumps(settings, indent=1, default=str))
+        atomic_write(Path(args.output_dir) / "negpo_train.json", json.dumps(settings, indent=1, default=str))
         logger.info("saved to %s", args.output_dir)
 
 

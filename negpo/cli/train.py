@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import negpo
+from negpo.trainers import METHODS
 
-METHODS = ("ga", "graddiff", "npo", "simnpo", "wga", "idkdpo", "rmu", "catnip")
 TRAINERS = Path(negpo.__file__).parent / "trainers"
 HELP_FLAGS = {"-h", "--help"}
 
@@ -18,8 +18,8 @@ HELP_FLAGS = {"-h", "--help"}
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="unlearn with one method",
-        description="Unlearn with one method. Settings come from a recipe and from flags; flags win.",
+        help="train with one method",
+        description="Train with one method. Settings come from a recipe and from flags; flags win.",
         epilog="negpo train METHOD --help lists the settings of a method.",
     )
     parser.add_argument("method", metavar="METHOD", help=", ".join(METHODS))
@@ -42,12 +42,11 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> None:
 
 
 def method_help(method: str) -> str:
-    """All settings that negpo defines for ``method``: its own, the shared ones, and model and data."""
-    sections = (
-        (f"settings of {method}", TRAINERS / f"{method}.py"),
-        ("shared by all methods", TRAINERS / "_config.py"),
-        ("model, data, adapter", TRAINERS / "_script.py"),
-    )
+    """All settings that negpo defines for ``method``: its own, those of the modules it builds on, model and data."""
+    own = TRAINERS / f"{METHODS[method][0].rpartition('.')[2]}.py"
+    sections = [(f"settings of {method}", own)]
+    sections += [("shared with other methods", path) for path in imported_trainer_modules(own)]
+    sections += [("model, data, adapter", TRAINERS / "_script.py")]
     lines = [f"usage: negpo train {method} [--config RECIPE] [--key value ...]"]
     for title, path in sections:
         if settings := list(read_settings(path)):
@@ -57,6 +56,13 @@ def method_help(method: str) -> str:
         "\nand every field of transformers.TrainingArguments: --output_dir, --per_device_train_batch_size, ..."
     )
     return "\n".join(lines)
+
+
+def imported_trainer_modules(path: Path) -> list[Path]:
+    """Files of ``negpo.trainers`` that a file imports from, itself excluded."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    return [TRAINERS / f"{name.rpartition('.')[2]}.py" for name in names if name.startswith("negpo.trainers.")]
 
 
 def read_settings(path: Path) -> Iterator[tuple[str, str, str]]:

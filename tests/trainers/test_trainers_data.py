@@ -58,6 +58,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     [
         ("ga", {"retain": RETAIN}, "would be ignored"),
         ("simnpo", {"ref_model": "anything"}, "ref_model would be ignored"),
+        ("npo", {"model": (same := make_model()), "ref_model": same}, "the model being trained"),
         ("npo", {"reference": "adapters_off"}, "needs a PEFT model"),
         ("idkdpo", {"idk_answers": []}, "idk_answers is missing"),
         ("rmu", {"layer": 2, "max_steps": 1}, "the model has layers 0 to 1"),

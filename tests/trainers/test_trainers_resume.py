@@ -89,7 +89,7 @@ def test_a_full_disk_while_saving_a_checkpoint_leaves_only_complete_ones(tmp_pat
         return save(value, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(TrainingStopped, match=r"checkpoint-2 could not be written .*No space left.*checkpoint-1"):
+    with pytest.raises(TrainingStopped, match=r"checkpoint-2 could not be written: .*No space left.*checkpoint-1"):
         trained(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1"]
     assert damage(tmp_path / "checkpoint-1") is None
