@@ -1,12 +1,12 @@
 r"""A flood of hostile answers: negpo's verifier pool, math-verify called directly, and TRL's ``accuracy_reward``.
 
-Ordinary answers (numbers, fractions, intervals, half of them wrong) are shuffled with hostile ones (towers of powers, deep
-nesting, huge factorials, numbers that differ in the last of 61 digits). Every grader gets the same stream in a process of its
-own and works through it as one batch; math-verify and TRL run in the main thread with their own time limits. Reported: total
-time, the largest delay (the longest any ordinary answer had to wait for its verdict since the batch began), the longest
-single item, peak memory of the process and its workers, and verdicts. math-verify and TRL need about five seconds for many
-hostile rows, so they get ``--baseline-repeats`` copies (the same 1:1 mix if it equals ``--repeats``) and stop after
-``--limit`` seconds; the table says how far they came.
+Ordinary answers (numbers, fractions, intervals, half of them wrong) are shuffled with hostile ones (towers of powers,
+deep nesting, huge factorials, numbers that differ in the last of 61 digits). Every grader gets the same stream in a
+process of its own and works through it as one batch; math-verify and TRL run in the main thread with their own time
+limits. Reported: total time, the largest delay (the longest any ordinary answer had to wait for its verdict since the
+batch began), the longest single item, peak memory of the process and its workers, and verdicts. math-verify and TRL
+need about five seconds for many hostile rows, so they get ``--baseline-repeats`` copies (the same 1:1 mix if it
+equals ``--repeats``) and stop after ``--limit`` seconds; the table says how far they came.
 
     python scripts/bench_verifier.py                                                  # a minute
     python scripts/bench_verifier.py --ordinary 2000 --repeats 200 --out bench_verifier.md

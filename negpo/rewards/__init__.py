@@ -4,9 +4,9 @@
 >>> grade("So the answer is \\\\boxed{\\\\frac{1}{2}}.", "0.5").status
 'correct'
 
-The conventions of the default mode (percent, units, bases, unsimplified fractions, intervals, hedged answers) are listed in
-``docs/verifier.md``; the reference modes live in :mod:`negpo.rewards.reference`. Importing this package is cheap: sympy and
-math-verify are loaded only inside worker processes.
+The conventions of the default mode (percent, units, bases, unsimplified fractions, intervals, hedged answers) are
+listed in ``docs/verifier.md``; the reference modes live in :mod:`negpo.rewards.reference`. Importing this package is
+cheap: sympy and math-verify are loaded only inside worker processes.
 """
 
 from __future__ import annotations

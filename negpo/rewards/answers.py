@@ -14,13 +14,16 @@ KINDS = ("integer", "number", "expression", "interval", "set", "tuple", "matrix"
 
 @dataclass(frozen=True)
 class Value:
-    """A number or expression, perhaps with a unit, a percent sign, or marked as rounded (``\\approx 3.14``)."""
+    """A number or expression, perhaps with a unit, a percent sign, a modulus (``7 \\pmod{12}``), or marked as rounded
+    (``\\approx 3.14``).
+    """
 
     latex: str
     node: Node | None
     unit: Unit = ()
     percent: bool = False
     rounded: bool = False
+    modulus: str = ""
     error: str = ""
 
 
@@ -67,7 +70,7 @@ class Bracketed:
 
 @dataclass(frozen=True)
 class Collection:
-    """Unordered values: ``{1,2}``, ``1,2``, ``x=1 or x=2``, ``\\pm 3``. ``joiner`` is ``","``, ``"or"`` or ``"and"``."""
+    """Unordered values: ``{1,2}``, ``1,2``, ``x=1 or x=2``, ``\\pm 3``. ``joiner`` is a comma, "or" or "and"."""
 
     items: tuple[Answer, ...]
     joiner: str = ","

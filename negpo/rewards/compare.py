@@ -50,8 +50,9 @@ def disjunction(verdicts: Sequence[bool | None]) -> bool | None:
 
 
 class Comparison:
-    """Compares answers. ``engine(gold_latex, pred_latex)`` is asked about values the small parser cannot decide; without it
-    such values leave the comparison undecided and ``needs_engine`` is set."""
+    """Compares answers. ``engine(gold_latex, pred_latex)`` is asked about values the small parser cannot decide;
+    without it such values leave the comparison undecided and ``needs_engine`` is set.
+    """
 
     def __init__(self, engine: Engine | None = None):
         self.engine = engine
@@ -62,7 +63,7 @@ class Comparison:
         """Whether any reading of the response equals any reading of the gold answer."""
         if any(g.key == p.key for g in gold for p in pred):
             return True
-        verdicts = []
+        verdicts: list[bool | None] = []
         for g in gold:
             for p in pred:
                 if isinstance(g.answer, Text):
@@ -106,6 +107,8 @@ class Comparison:
 
     # -- values -------------------------------------------------------------------------------------------------------
     def values(self, gold: Value, pred: Value) -> bool | None:
+        if gold.modulus and pred.modulus and gold.modulus != pred.modulus:
+            return False
         verdict = self.quantities(gold, pred)
         if verdict is False and gold.rounded and not pred.rounded:
             return self.rounds_to(gold, pred)
@@ -121,7 +124,7 @@ class Comparison:
         verdict = self.expressions(gold, pred, factor)
         if verdict is True:
             return True
-        verdicts = [verdict]
+        verdicts: list[bool | None] = [verdict]
         # A percent sign may be a unit (handled above) or a hundredth.
         if gold.percent != pred.percent:
             verdicts.append(self.expressions(gold, pred, Fraction(1, 100) if pred.percent else Fraction(100)))
@@ -172,9 +175,9 @@ class Comparison:
         if isinstance(pred, Choice):
             # "(C) 7" for the gold value 7, and the one-letter name of a quantity.
             return self.equal(gold, pred.rest) if pred.rest is not None else False
-        return bool(
-            isinstance(pred, Value) and pred.node and pred.node.op == "sym" and pred.node.value == gold.letter.lower()
-        )  # type: ignore[union-attr]
+        # A bare lower-case letter answers a multiple-choice question; R and r are different quantities.
+        symbol = pred.node.value if isinstance(pred, Value) and pred.node and pred.node.op == "sym" else None
+        return isinstance(gold, Choice) and gold.letter in "ABCDE" and symbol == gold.letter.lower()
 
     def based(self, gold: Answer, pred: Answer) -> bool | None:
         if isinstance(gold, Based) and isinstance(pred, Based):

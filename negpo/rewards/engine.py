@@ -1,7 +1,7 @@
 r"""math-verify as the judge of single expressions. Runs only inside worker processes: it may hang.
 
-It is asked about one value against one value; lists, tuples, intervals, units and relations are taken apart before. Decimals
-are rewritten as fractions first, so its rounding to six decimals never applies.
+It is asked about one value against one value; lists, tuples, intervals, units and relations are taken apart before.
+Decimals are rewritten as fractions first, so its rounding to six decimals never applies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def symbolic_equal(gold: str, pred: str) -> bool | None:
 def read(latex: str) -> list:
     """What math-verify makes of one expression, [] if it does not understand it."""
     # It would drop words and read the rest, and join numbers that stand side by side.
-    if re.search(r"\\text|\d\s+\d|\d\.\d+\.|(?<![\\A-Za-z])[A-Za-z]{4,}", latex):
+    if re.search(r"\\text|\d\s+\d|\d\.\d+\.|(?<![\\A-Za-z])[A-Za-z]{4,}|['\"?]", latex):
         return []
     exact = _DECIMAL.sub(_as_fraction, latex)
     return parse(f"${exact}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)

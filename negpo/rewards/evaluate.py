@@ -1,10 +1,10 @@
 """Deciding whether two expressions are equal, in bounded time.
 
-Three steps, cheapest first. Exact rational arithmetic decides everything built from numbers (within a bit budget), and
-rational functions by evaluation at random points (Schwartz-Zippel: two different polynomials of degree d agree at a random
-point of a set of size S with probability at most d/S; here S = 2**40 and three points). Everything else is evaluated with
-60 and again with 160 digits: a true difference keeps its value, a rounding error shrinks, so numbers as small as 1/2006! or
-as large as 10**10**10 are told apart. What cannot be evaluated is undecided, never unequal.
+Three steps, cheapest first. Exact rational arithmetic decides everything built from numbers (within a bit budget),
+and rational functions by evaluation at random points (Schwartz-Zippel: two different polynomials of degree d agree at
+a random point of a set of size S with probability at most d/S; here S = 2**40 and three points). Everything else is
+evaluated with 60 and again with 160 digits: a true difference keeps its value, a rounding error shrinks, so numbers
+as small as 1/2006! or as large as 10**10**10 are told apart. What cannot be evaluated is undecided, never unequal.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class _Numeric:
     max_magnitude = 1 << 62
 
     def __init__(self, digits: int):
-        cache = _contexts.__dict__
+        cache: dict[int, Any] = _contexts.__dict__.setdefault("by_digits", {})
         if digits not in cache:
             cache[digits] = mpmath.ctx_mp.MPContext()
             cache[digits].dps = digits

@@ -1,11 +1,12 @@
 r"""A small parser for the closed-form expressions that appear as answers.
 
-``parse_expression`` turns tokens into a tree of :class:`Node` or raises :class:`~negpo.rewards.latex.AnswerError`; it never
-guesses and never drops a token, because a dropped token is how graders come to reward wrong answers. Sums, integrals,
-limits and user-defined operators are not covered: those go to math-verify in a worker process.
+``parse_expression`` turns tokens into a tree of :class:`Node` or raises :class:`~negpo.rewards.latex.AnswerError`; it
+never guesses and never drops a token, because a dropped token is how graders come to reward wrong answers. Sums,
+integrals, limits and user-defined operators are not covered: those go to math-verify in a worker process.
 
-Conventions: ``1\frac{1}{2}`` is a mixed number, ``\frac43`` is 4/3, ``2^10`` is 2 to the tenth, ``\sin 2x`` takes the whole
-product, ``\log`` without a base is base 10, ``i`` is the imaginary unit, ``e`` Euler's number, letters are case-sensitive.
+Conventions: ``1\frac{1}{2}`` is a mixed number, ``\frac43`` is 4/3, ``2^10`` is 2 to the tenth, ``\sin 2x`` takes the
+whole product, ``\log`` without a base is base 10, ``i`` is the imaginary unit, ``e`` Euler's number, letters are
+case-sensitive.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ MAX_DEPTH = 90
 MAX_DIGITS = 4000  # Python refuses to convert longer integers to text and back
 
 _FUNCTIONS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "sinh", "cosh", "tanh",
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "sinh",
+    "cosh", "tanh",
     "coth", "ln", "log", "lg", "exp", "gcd", "lcm", "max", "min",
 }  # fmt: skip
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 _GREEK = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
-    "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi",
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
+    "rho",
+    "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma",
+    "Phi", "Psi",
     "Omega", "ell", "hbar",
 }  # fmt: skip
 _DECORATED = {
@@ -52,6 +56,9 @@ class Node:
     op: str
     args: tuple[Node, ...] = ()
     value: Fraction | str | None = None
+
+
+_D = Node("sym", value="d")  # the d of a differential operator
 
 
 def number(value: int | Fraction) -> Node:
@@ -80,7 +87,7 @@ def parse_expression(tokens: Sequence[Token]) -> Node:
     if len(tokens) > MAX_TOKENS:
         raise AnswerError(f"expression of {len(tokens)} tokens, limit {MAX_TOKENS}")
     parser = _Parser(tokens)
-    tree = parser.sum()
+    tree = parser.group()
     if parser.position < len(tokens):
         raise AnswerError(f"unexpected '{tokens[parser.position].value}' in '{render(tokens)[:60]}'")
     return tree
@@ -107,6 +114,11 @@ class _Parser:
             raise AnswerError(f"expected '{value}', found '{self.peek().value or 'the end'}'")
 
     # -- grammar ------------------------------------------------------------------------------------------------------
+    def group(self) -> Node:
+        r"""The content of brackets: a sum, or TeX's ``n \choose k``."""
+        inner = self.sum()
+        return Node("binom", (inner, self.sum())) if self.take("choose") else inner
+
     def sum(self) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -198,9 +210,7 @@ class _Parser:
         if token.kind == "sym":
             return self.symbol(token.value)
         if token.kind == "op" and token.value in {"(", "[", "{"}:
-            inner = self.sum()
-            if token.value == "{" and self.take("choose"):
-                inner = Node("binom", (inner, self.sum()))
+            inner = self.group()
             closing = {"(": ")", "[": "]", "{": "}"}[token.value]
             self.expect(closing)
             return inner
@@ -326,7 +336,10 @@ class _Parser:
         if name in _DECORATED:
             return Node("sym", value=f"{name} " + "".join(token.value for token in self.group_tokens()))
         if name == "frac":
-            return Node("div", (self.argument(), self.argument()))
+            top, bottom = self.argument(), self.argument()
+            if top == _D and bottom.op == "mul" and bottom.args[0] == _D:
+                raise AnswerError("a derivative is not a closed form")
+            return Node("div", (top, bottom))
         if name == "binom":
             return Node("binom", (self.argument(), self.argument()))
         if name == "sqrt":

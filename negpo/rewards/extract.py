@@ -1,12 +1,14 @@
 r"""Finding the answer in a response: the extraction ladder.
 
 1. thinking: only the text after the last ``</think>`` counts; thinking that never ends contains no answer
-2. the last box (``\boxed``, ``\fbox``, ``boxed{`` without its backslash); empty boxes are skipped, a box inside a box belongs to it
+2. the last box (``\boxed``, ``\fbox``, ``boxed{`` without its backslash); empty boxes are skipped, a box inside a box
+   belongs to it
 3. the last ``<answer>`` tag, ``#### 7``, or phrase ("the final answer is", "answer:")
 4. the whole response, where it is nothing but an answer
 5. the last formula or number of the text
 
-Every step is linear in the text and looks only at a window around the last box or at the tail, so 100 kB cost milliseconds.
+Every step is linear in the text and looks only at a window around the last box or at the tail, so 100 kB cost
+milliseconds.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.\\{])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+(?:\.\d+)?)?(?:\s*\\?%)?(?![A-Za-z0-9_])"
 )
 _ADVERBS = re.compile(
-    r"^(?:(?:therefore|thus|hence|then|so|simply|just|clearly|exactly|indeed|definitely|equal to|given by|option|choice)"
+    r"^(?:(?:therefore|thus|hence|then|so|simply|just|clearly|exactly|indeed|equal to|given by|option|choice)"
     r"\b[\s,:]*)+",
     re.IGNORECASE,
 )
@@ -47,8 +49,9 @@ _CONTINUES = re.compile(
 
 @dataclass(frozen=True)
 class Extraction:
-    """``text`` is None when there is no answer and ``reason`` says why. ``joined`` lists several boxes given as one answer
-    ("\\boxed{3}, \\boxed{4}"), which counts where a list is expected."""
+    """``text`` is None when there is no answer and ``reason`` says why. ``joined`` lists several boxes given as one
+    answer ("\\boxed{3}, \\boxed{4}"), which counts where a list is expected.
+    """
 
     text: str | None
     source: str
@@ -203,7 +206,7 @@ def _leading_value(sentence: str) -> str:
 
 
 def _whole(text: str) -> Extraction | None:
-    """A response that is nothing but an answer: short, one paragraph, hardly any words, not a sentence about numbers."""
+    """A response that is nothing but an answer: short, one paragraph, hardly any words."""
     text = text.strip()
     if len(text) > 2000 or "\n\n" in text:
         return None

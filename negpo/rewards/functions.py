@@ -1,8 +1,9 @@
 r"""Reward functions in TRL's signature ``(prompts, completions, completion_ids, **columns) -> list[float | None]``.
 
-Each factory returns a function for ``GRPOTrainer(reward_funcs=...)``; ``asynchronous=True`` returns a coroutine function, which
-TRL runs beside the other asynchronous rewards. Completions are texts or message lists. ``None`` means unknown (a timeout, a
-crash): TRL leaves such a completion out of the reward sum, and it must never become a negative sample.
+Each factory returns a function for ``GRPOTrainer(reward_funcs=...)``; ``asynchronous=True`` returns a coroutine
+function, which TRL runs beside the other asynchronous rewards. Completions are texts or message lists. ``None`` means
+unknown (a timeout, a crash): TRL leaves such a completion out of the reward sum, and it must never become a negative
+sample.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def correctness_reward(
 def format_reward(
     *, boxed: bool = True, thinking: bool = False, reward: float = 1.0, penalty: float = 0.0, asynchronous: bool = False
 ) -> RewardFunction:
-    r"""Rewards the wanted form: with ``boxed`` a non-empty ``\boxed{}`` after the thinking section; with ``thinking`` exactly
-    one thinking section, closed, with text behind it (its opening tag may stand in the prompt).
+    r"""Rewards the wanted form: with ``boxed`` a non-empty ``\boxed{}`` after the thinking section; with ``thinking``
+    exactly one thinking section, closed, with text behind it (its opening tag may stand in the prompt).
 
     Raises:
         ConfigError: nothing is asked for.
@@ -97,8 +98,8 @@ def format_reward(
 
 
 def length_reward(*, max_tokens: int, soft_tokens: int, asynchronous: bool = False) -> RewardFunction:
-    """Soft overlong punishment of DAPO (arXiv:2503.14476, eq. 13): 0 up to ``max_tokens - soft_tokens`` tokens, then falling
-    linearly to -1 at ``max_tokens`` and staying there. Lengths come from ``completion_ids``.
+    """Soft overlong punishment of DAPO (arXiv:2503.14476, eq. 13): 0 up to ``max_tokens - soft_tokens`` tokens, then
+    falling linearly to -1 at ``max_tokens`` and staying there. Lengths come from ``completion_ids``.
 
     Raises:
         ConfigError: not 0 < soft_tokens < max_tokens. DataError: (when called) no ``completion_ids``.

@@ -33,12 +33,11 @@ def grade(
     """Grades one response. Never hangs: whatever may be slow runs in a worker process that is killed after ``timeout``.
 
     Args:
-        response: text of the model, with or without a thinking section.
-        gold: the reference answer, LaTeX or plain; numbers are accepted (AMC files store 27.0).
-        kind: one of ``negpo.rewards.answers.KINDS`` to force how the gold answer is read; found out when None.
-        mode: ``"default"`` or a reference grader: ``qwen``, ``nsr``, ``nsr_math``, ``hendrycks``, ``prm800k``, ``math_verify``.
-        timeout: wall-clock seconds for the part that runs in a worker.
-        pool: a :class:`~negpo.rewards.pool.VerifierPool`; the shared default pool when None.
+        response: text of the model, with or without a thinking section. gold: the reference answer, LaTeX or plain;
+        numbers are accepted (AMC files store 27.0). kind: one of ``negpo.rewards.answers.KINDS`` to force how the
+        gold answer is read; found out when None. mode: ``"default"`` or a reference grader: ``qwen``, ``nsr``,
+        ``nsr_math``, ``hendrycks``, ``prm800k``, ``math_verify``. timeout: wall-clock seconds for the part that runs
+        in a worker. pool: a :class:`~negpo.rewards.pool.VerifierPool`; the shared default pool when None.
 
     Returns:
         A :class:`Verdict`; ``unknown`` after a timeout, a crash or beyond the size limits.
@@ -131,7 +130,7 @@ def _reference(response: str, gold: Gold, mode: str, started: float, *, may_be_s
         return None
     correct, extracted = grader.grade(response, gold_text(gold))
     reason = f"{grader.name} {'accepts' if correct else 'rejects'} the answer"
-    status = "correct" if correct else "wrong"
+    status: Status = "correct" if correct else "wrong"
     return Verdict(status, reason, extracted, mode, None, mode, grader.name, time.perf_counter() - started)
 
 
@@ -195,7 +194,8 @@ def _fits(kind: str | None, answer: Answer) -> bool:
     found = answer_kind(answer)
     wider = {
         "number": {"integer", "unit", "expression"}, "expression": {"integer", "number", "unit", "relation", "choice"},
-        "unit": {"integer", "number", "expression"}, "interval": {"tuple", "relation", "set"}, "tuple": {"interval", "matrix"},
+        "unit": {"integer", "number", "expression"}, "interval": {"tuple", "relation", "set"},
+        "tuple": {"interval", "matrix"},
         "set": {"integer", "number", "expression", "interval", "relation", "choice", "unit"}, "integer": {"unit"},
         "text": {found}, "relation": {"interval"},
     }  # fmt: skip

@@ -1,8 +1,8 @@
 r"""From the LaTeX people and models write to a flat list of tokens.
 
 Two steps: :func:`clean` rewrites spelling variants (``\dfrac`` and ``\tfrac``, ``10,\!080``, ``\left(``, unicode
-minus signs, ``\mathbf{8}``) into one spelling, and :func:`tokenize` cuts the result into :class:`Token`. Both are linear in
-the length of the text and never fail on strange input; :func:`check_brackets` does.
+minus signs, ``\mathbf{8}``) into one spelling, and :func:`tokenize` cuts the result into :class:`Token`. Both are
+linear in the length of the text and never fail on strange input; :func:`check_brackets` does.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ class AnswerError(ValueError):
 
 
 class Token(NamedTuple):
-    """``kind`` is ``num``, ``sym`` (one letter), ``word`` (from text mode or a bare word), ``cmd`` (a LaTeX command without
-    its backslash) or ``op`` (one character, a bracket, or ``\\\\`` as ``"row"``). ``space`` tells whether blanks stood before.
+    """``kind`` is ``num``, ``sym`` (one letter), ``word`` (from text mode or a bare word), ``cmd`` (a LaTeX command
+    without its backslash) or ``op`` (one character, a bracket, or ``\\\\`` as ``"row"``). ``space`` tells whether
+    blanks stood before.
     """
 
     kind: str
@@ -28,31 +29,43 @@ class Token(NamedTuple):
 
 _UNICODE = str.maketrans(
     {
-        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ",
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
+        "÷": r"\div ",
         "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
         "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}",
-        "°": r"\deg ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-        "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ",
+        "°": r"\deg ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
+        "¾": r"\frac{3}{4}",
+        "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ",
+        "ω": r"\omega ",
         "（": "(", "）": ")", "，": ",", "。": ".", "：": ":", "［": "[", "］": "]", "⟨": r"\langle ", "⟩": r"\rangle ",
-        "′": "'", "’": "'", "…": r"\dots ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "％": "%", "€": r"\euro ", "£": r"\pounds ",
+        "′": "'", "’": "'", "…": r"\dots ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "％": "%", "€": r"\euro ",
+        "£": r"\pounds ",
     }
 )  # fmt: skip
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 _RENAMED = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "leqslant": "le",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le",
+    "leqslant": "le",
     "lt": "<", "geq": "ge", "geqslant": "ge", "gt": ">", "neq": "ne", "cdot": "*", "times": "*", "ast": "*", "div": "/",
-    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "lvert": "|", "rvert": "|",
-    "vert": "|", "mid": "|", "ldots": "dots", "cdots": "dots", "dotsc": "dots", "dotsb": "dots", "varnothing": "emptyset",
-    "degree": "deg", "colon": ":", "setminus": "setminus", "backslash": "setminus", "smallsetminus": "setminus", "lor": "or",
-    "vee": "or", "land": "and", "wedge": "and", "infin": "infty", "textdollar": "dollar", "simeq": "approx", "sim": "approx",
+    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "lvert": "|",
+    "rvert": "|",
+    "vert": "|", "mid": "|", "ldots": "dots", "cdots": "dots", "dotsc": "dots", "dotsb": "dots",
+    "varnothing": "emptyset",
+    "degree": "deg", "colon": ":", "setminus": "setminus", "backslash": "setminus", "smallsetminus": "setminus",
+    "lor": "or",
+    "vee": "or", "land": "and", "wedge": "and", "infin": "infty", "textdollar": "dollar", "simeq": "approx",
+    "sim": "approx",
     "varphi": "phi", "varepsilon": "epsilon", "arcctg": "arccot", "tg": "tan", "ctg": "cot", "mod": "bmod", "Re": "Re",
 }  # fmt: skip
 _INVISIBLE = {
-    "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr",
-    "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "quad", "qquad", "enspace", "thinspace", "medspace",
-    "thickspace", "hfill", "noindent", "bf", "rm", "it", "mathstrut", "strut", "nonumber", "notag", "hline", "centering",
+    "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr",
+    "Biggl", "Biggr",
+    "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "quad", "qquad", "enspace", "thinspace",
+    "medspace",
+    "thickspace", "hfill", "noindent", "bf", "rm", "it", "mathstrut", "strut", "nonumber", "notag", "hline",
+    "centering",
 }  # fmt: skip
 _TEXT_MODE = {
     "text",
@@ -68,7 +81,8 @@ _TEXT_MODE = {
     "underline",
 }
 _TRANSPARENT = {
-    "mathrm", "mathbf", "mathit", "mathsf", "mathtt", "mathcal", "boldsymbol", "bm", "pmb", "operatorname", "boxed", "fbox", "bold",
+    "mathrm", "mathbf", "mathit", "mathsf", "mathtt", "mathcal", "boldsymbol", "bm", "pmb", "operatorname", "boxed",
+    "fbox", "bold",
     "mathop", "mathord", "ensuremath",
 }  # fmt: skip
 _FUNCTION_WORDS = {
@@ -95,7 +109,9 @@ _STRICT_PAIRS = {"}": "{", r"\}": r"\{", "rfloor": "lfloor", "rceil": "lceil", "
 
 
 def clean(text: str) -> str:
-    r"""One spelling for what means the same. Keeps ``\text{...}``, matrices, brackets; drops dollars, spacing and sizes."""
+    r"""One spelling for what means the same. Keeps ``\text{...}``, matrices, brackets; drops dollars, spacing and
+    sizes.
+    """
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\ufeff]", " ", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPT) + "}", text)
@@ -184,8 +200,10 @@ def _letters(value: str, space: bool, in_text: bool, text: str, end: int) -> lis
 
 
 _SHORT_WORDS = {
-    "yes", "no", "odd", "all", "one", "two", "six", "ten", "the", "not", "cm", "mm", "km", "kg", "mg", "ml", "ft", "lb", "lbs",
-    "oz", "mph", "mi", "yd", "hr", "hrs", "min", "sec", "sq", "in", "am", "pm", "is", "to", "of", "if", "nan", "but", "for", "are",
+    "yes", "no", "odd", "all", "one", "two", "six", "ten", "the", "not", "cm", "mm", "km", "kg", "mg", "ml", "ft",
+    "lb", "lbs",
+    "oz", "mph", "mi", "yd", "hr", "hrs", "min", "sec", "sq", "in", "am", "pm", "is", "to", "of", "if", "nan", "but",
+    "for", "are",
     "an", "deg", "day", "men", "cup", "red", "map", "via", "per", "dne",
 }  # fmt: skip
 
@@ -224,8 +242,9 @@ def _scan_command(text: str, position: int, name: str, space: bool, group: bool,
 
 
 def braced(text: str, position: int) -> tuple[str | None, int]:
-    """Content of the brace group that starts at ``position`` (blanks skipped) and the index behind it; (None, position) if
-    there is no group or it is never closed."""
+    """Content of the brace group that starts at ``position`` (blanks skipped) and the index behind it; (None,
+    position) if there is no group or it is never closed.
+    """
     start = position
     while start < len(text) and text[start].isspace():
         start += 1

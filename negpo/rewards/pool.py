@@ -1,10 +1,10 @@
 """Worker processes that may be killed: the only place where possibly slow grading happens.
 
 Each worker is a plain subprocess with JSON lines on its pipes, owned by one thread of the pool. No signals, no
-multiprocessing, no re-import of ``__main__``: it works from any thread, under accelerate and in notebooks. An item that takes
-longer than its limit costs exactly that limit: its worker is killed and replaced by a spare one that is already warm. Items
-that look expensive wait in a lane of their own and never occupy all workers, so ordinary items do not queue behind them.
-The same answer to the same question (frequent in a group of samples) is worked on once.
+multiprocessing, no re-import of ``__main__``: it works from any thread, under accelerate and in notebooks. An item
+that takes longer than its limit costs exactly that limit: its worker is killed and replaced by a spare one that is
+already warm. Items that look expensive wait in a lane of their own and never occupy all workers, so ordinary items do
+not queue behind them. The same answer to the same question (frequent in a group of samples) is worked on once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import atexit
 import logging
 import os
+import re
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -137,7 +138,7 @@ class VerifierPool:
     def worker_pids(self) -> list[int]:
         """Process ids of the running workers, spare ones included."""
         with self._changed:
-            return [worker.pid for worker in self._alive]
+            return [worker.pid for worker in self._alive if worker.usable]
 
     def stats(self) -> dict[str, int]:
         """Verdicts by status and by reason of the unknown ones, how many a worker decided, and worker respawns."""
@@ -189,12 +190,11 @@ class VerifierPool:
 
     def _ask(self, worker: WorkerProcess, job: _Job) -> tuple[dict[str, Any], WorkerProcess]:
         """The reply to a job, and the worker to go on with: a fresh one after a kill."""
-        reply = worker.ask(job.request, job.timeout)
+        reply = worker.ask(job.request, job.timeout) if worker.wait_ready() else {"error": "no worker could be started"}
         if worker.usable:
             return reply, worker
         worker.kill()
         with self._changed:
-            self._alive.discard(worker)
             self.counts["respawns"] += 1
             if self._closed:
                 return reply, worker
@@ -224,16 +224,20 @@ class VerifierPool:
 
     # -- processes ----------------------------------------------------------------------------------------------------
     def _take_worker(self) -> WorkerProcess:
-        """A warm worker, and a spare one starting behind it."""
-        with self._changed:
-            worker = self._spares.popleft() if self._spares else self._new_worker()
-            if not self._spares and not self._closed:
-                self._spares.append(self._new_worker())
+        """A warm worker, and a spare one starting behind it. Dead ones (killed from outside) are passed over."""
+        for _ in range(3):
+            with self._changed:
+                worker = self._spares.popleft() if self._spares else self._new_worker()
+                if not self._spares and not self._closed:
+                    self._spares.append(self._new_worker())
+            if self._closed or worker.wait_ready():
+                break
+            worker.kill()
         return worker
 
     def _new_worker(self) -> WorkerProcess:
         worker = WorkerProcess(self.memory_mb)
-        self._alive.add(worker)
+        self._alive = {other for other in self._alive if other.usable} | {worker}
         return worker
 
     def close(self) -> None:
@@ -269,11 +273,8 @@ def _is_stale(future: Future) -> bool:
 def looks_expensive(response: str) -> bool:
     """A guess, made without parsing, that a response will keep a symbolic engine busy."""
     tail = response[-2000:]
-    return (
-        tail.count("^") > 12
-        or tail.count("\\sqrt") > 6
-        or any(word in tail for word in ("\\int", "\\sum", "\\prod", "!}", "\\lim"))
-    )
+    endless = re.search(r"\\(?:int|sum|prod|lim)", tail) and re.search(r"\\infty|\d{6,}|\d{2,}\s*\^", tail)
+    return tail.count("^") > 12 or tail.count("\\sqrt") > 6 or bool(endless)
 
 
 _default: VerifierPool | None = None
@@ -281,7 +282,9 @@ _default_lock = threading.Lock()
 
 
 def default_pool() -> VerifierPool:
-    """The pool behind :func:`negpo.rewards.grade`, created when first needed and closed at exit. A forked child gets its own."""
+    """The pool behind :func:`negpo.rewards.grade`, created when first needed and closed at exit. A forked child gets
+    its own.
+    """
     global _default
     with _default_lock:
         if _default is None or _default._closed or _default.owner != os.getpid():

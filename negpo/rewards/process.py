@@ -34,13 +34,17 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """The reply to one request, or ``{"error": why}`` after a timeout or a crash, when ``usable`` turns False."""
+    def wait_ready(self) -> bool:
+        """Waits until the worker has imported what it needs; False if it is dead."""
         if not self._ready:
-            if self._read_line(_START_LIMIT) is None:
-                self.usable = False
-                return {"error": "the worker did not start"}
-            self._ready = True
+            self._ready = bool(self._read_line(_START_LIMIT))
+        return self._ready and self._process.poll() is None
+
+    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """The reply to one request, or ``{"error": why}`` after a timeout or a crash, when ``usable`` turns False.
+
+        The worker must be ready: starting is not charged to an item.
+        """
         try:
             stdin = self._process.stdin
             assert stdin is not None

@@ -1,8 +1,8 @@
 r"""From an answer text to a typed answer.
 
-:func:`parse_answer` finds structure first (lists, relations, brackets, matrices) and values last, so that a bracket or a
-comma is never lost. A value the small parser cannot read keeps its LaTeX and ``node=None``; math-verify may still read it in
-a worker. A text that is ambiguous (``1,234``) has two readings.
+:func:`parse_answer` finds structure first (lists, relations, brackets, matrices) and values last, so that a bracket
+or a comma is never lost. A value the small parser cannot read keeps its LaTeX and ``node=None``; math-verify may
+still read it in a worker. A text that is ambiguous (``1,234``) has two readings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from negpo.rewards.answers import (
     Answer,
-    Based,
     Bracketed,
     Choice,
     Collection,
@@ -27,7 +26,6 @@ from negpo.rewards.answers import (
     is_name,
     readable,
 )
-from negpo.rewards.expression import Node, number, parse_expression
 from negpo.rewards.latex import (
     AnswerError,
     Token,
@@ -39,7 +37,7 @@ from negpo.rewards.latex import (
     split_top,
     tokenize,
 )
-from negpo.rewards.units import SCALES, Unit, parse_unit, words_to_number
+from negpo.rewards.quantities import number_words, parse_value, split_modulus, text_key
 
 MAX_ANSWER_CHARS = 8_000
 MAX_ANSWER_TOKENS = 2_500  # after redundant brackets are gone
@@ -102,14 +100,6 @@ def _plain_list(tokens: Sequence[Token]) -> bool:
     return not any(token.kind == "num" and re.match(r"0\d", token.value) for token in tokens)
 
 
-def text_key(tokens: Sequence[Token]) -> str:
-    """Letters, digits and signs of a text in lower case, without a leading article."""
-    words = [
-        token.value.lower() for token in tokens if token.value not in {".", ",", ";", "{", "}", "(", ")", "!", '"', "'"}
-    ]
-    return "".join(words[1:] if len(words) > 1 and words[0] in {"the", "a", "an"} else words)
-
-
 def trim(tokens: Sequence[Token]) -> list[Token]:
     """Drops closing punctuation and every pair of brackets that encloses everything without a comma inside.
 
@@ -167,7 +157,7 @@ def parse_tokens(tokens: Sequence[Token]) -> Answer:
     for reader in (
         _choice,
         _special_text,
-        _number_words,
+        number_words,
         _list,
         _approximation,
         _relation,
@@ -178,7 +168,7 @@ def parse_tokens(tokens: Sequence[Token]) -> Answer:
         answer = reader(list(tokens))
         if answer is not None:
             return answer
-    return _value(list(tokens))
+    return parse_value(list(tokens))
 
 
 def _letter(tokens: Sequence[Token]) -> str | None:
@@ -243,19 +233,6 @@ def _special_text(tokens: list[Token]) -> Answer | None:
     return None
 
 
-def _number_words(tokens: list[Token]) -> Answer | None:
-    words = [token.value for token in tokens if token.value != "-"]
-    if not all(token.kind in {"word", "cmd"} or token.value == "-" for token in tokens):
-        return None
-    for length in range(len(words), 0, -1):
-        value = words_to_number(words[:length])
-        if value is None:
-            continue
-        unit = parse_unit(" ".join(words[length:]))
-        return None if unit is None else Value(str(value), number(value), unit)
-    return None
-
-
 def _list(tokens: list[Token]) -> Answer | None:
     pieces = split_top(tokens, _LISTS)
     if len(pieces) == 1:
@@ -310,7 +287,7 @@ def _relation(tokens: list[Token]) -> Answer | None:
     if len(pieces) == 1:
         return None
     ops = [separator.value for separator, _ in pieces if separator is not None]
-    sides = [_without_modulus(piece) for _, piece in pieces]
+    sides = [split_modulus(piece)[0] for _, piece in pieces]
     if ops[0] == "=" and not sides[0]:
         return parse_tokens(tokens[1:])
     if any(not side for side in sides):
@@ -318,14 +295,6 @@ def _relation(tokens: list[Token]) -> Answer | None:
     if ops == ["in"]:
         return parse_tokens(sides[1])
     return Relation(tuple(parse_tokens(side) for side in sides), tuple(ops))
-
-
-def _without_modulus(tokens: list[Token]) -> list[Token]:
-    r"""``3 \pmod{7}`` without its modulus, which the question has given."""
-    for index, token in enumerate(tokens):
-        if token.value == "pmod":
-            return tokens[:index]
-    return tokens
 
 
 def _combination(tokens: list[Token]) -> Answer | None:
@@ -393,90 +362,3 @@ def _ratio(tokens: list[Token]) -> Answer | None:
         re.fullmatch(r"[0-5]\d", minutes) and re.fullmatch(r"[01]?\d|2[0-4]", render(pieces[0]))
     )
     return Ratio(parts, clock, suffix)
-
-
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
-def _value(tokens: list[Token]) -> Answer:
-    based = _based(tokens)
-    if based is not None:
-        return based
-    body, unit, percent, scale = _strip_unit(_without_modulus(tokens))
-    if body is None:
-        return Text(text_key(tokens))
-    latex = render(body)
-    try:
-        node = parse_expression(body)
-    except AnswerError as error:
-        if any(token.kind == "word" for token in tokens):
-            return Text(text_key(tokens))
-        return Value(latex, None, unit, percent, error=str(error)) if scale == 1 else Text(text_key(tokens))
-    return Value(latex, node if scale == 1 else Node("mul", (node, number(scale))), unit, percent)
-
-
-def _strip_unit(tokens: list[Token]) -> tuple[list[Token] | None, Unit, bool, int]:
-    """The value tokens without their unit, the unit, whether a percent sign was there, and a factor (million)."""
-    if tokens and tokens[0].value in {"approximately", "about", "roughly"} and len(tokens) > 1:
-        tokens = tokens[1:]
-    tokens, currency = _strip_currency(tokens)
-    depths = _depths(tokens)
-    start = next((i for i, token in enumerate(tokens) if token.kind == "word" and not depths[i] and i), len(tokens))
-    if start and tokens[start - 1].value == "*" and start < len(tokens):
-        body, tail = tokens[: start - 1], tokens[start:]
-    else:
-        body, tail = tokens[:start], tokens[start:]
-    scale = 1
-    while tail and tail[0].value.lower() in SCALES:
-        scale, tail = scale * SCALES[tail[0].value.lower()], tail[1:]
-    text = re.sub(r"\s*([{}^])\s*", r"\1", " ".join(token.value for token in tail))
-    percent = False
-    if text.lower() in {"percent", "per cent"}:
-        percent, text = True, ""
-    if body and body[-1].value == "%" and not tail:
-        percent, body = True, body[:-1]
-    if any(token.value == "deg" for token in body) and not _has_function(body):
-        body, text = [token for token in body if token.value != "deg"], text or "deg"
-    parsed = parse_unit(text) if text else ()
-    if parsed is None or not body:
-        return None, (), False, 1
-    if currency:
-        parsed = tuple(sorted({*parsed, (currency, 1)}))
-    return body, parsed, percent, scale
-
-
-def _strip_currency(tokens: list[Token]) -> tuple[list[Token], str]:
-    for position in (0, 1):
-        if (
-            position < len(tokens)
-            and tokens[position].value in {"dollar", "euro", "pounds"}
-            and tokens[position].kind == "cmd"
-        ):
-            if position == 1 and tokens[0].value != "-":
-                continue
-            return tokens[:position] + tokens[position + 1 :], tokens[position].value
-    if tokens and tokens[-1].value in {"dollar", "euro"} and tokens[-1].kind == "cmd":
-        return tokens[:-1], tokens[-1].value
-    return tokens, ""
-
-
-def _depths(tokens: Sequence[Token]) -> list[int]:
-    depth, result = 0, []
-    for token in tokens:
-        depth += token.value in {"(", "[", "{", r"\{"}
-        result.append(depth)
-        depth -= token.value in {")", "]", "}", r"\}"}
-    return result
-
-
-def _has_function(tokens: Sequence[Token]) -> bool:
-    return any(token.kind == "cmd" and token.value in {"sin", "cos", "tan", "cot", "sec", "csc"} for token in tokens)
-
-
-def _based(tokens: list[Token]) -> Answer | None:
-    """Digits with a base subscript, ``152A_{11}``, or followed by the words "base 11"."""
-    text = "".join(token.value for token in tokens)
-    match = re.fullmatch(r"\(?(?P<digits>-?[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)\)?(?:_\{?|base)(?P<base>\d{1,2})\}?", text)
-    if match is None or not 2 <= int(match["base"]) <= 36:
-        return None
-    return Based(match["digits"], int(match["base"]))

@@ -1,7 +1,8 @@
-r"""Subsets of the real line: ``(-\infty,3)``, ``x<3``, ``\mathbb{R}\setminus\{3\}`` and ``(-\infty,3)\cup(3,\infty)`` in one form.
+r"""Subsets of the real line: ``(-\infty,3)``, ``x<3``, ``\mathbb{R}\setminus\{3\}`` and ``(-\infty,3)\cup(3,\infty)``
+in one form.
 
-The form is a sorted list of disjoint spans. End points are ordered by their numerical value and compared for equality by
-the caller's exact comparison, so ``[0.333, 1]`` is never ``[\frac13, 1]``.
+The form is a sorted list of disjoint spans. End points are ordered by their numerical value and compared for equality
+by the caller's exact comparison, so ``[0.333, 1]`` is never ``[\frac13, 1]``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _MINUS_INFINITY = Node("neg", (_INFINITY,))
 
 @dataclass(frozen=True)
 class Span:
-    """From ``low`` to ``high``; ``closed`` says whether each end belongs to it. A point has both ends equal and closed."""
+    """From ``low`` to ``high``; ``closed`` says whether each end belongs to it. A point has both ends equal and
+    closed.
+    """
 
     low: Node
     high: Node

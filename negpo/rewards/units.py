@@ -1,7 +1,7 @@
 """Number words and units of measurement, exact.
 
-A unit is a sorted tuple of (name, power). Known units carry a dimension and an exact factor to it; unknown words ("students",
-"ways") are units of their own that equal only themselves.
+A unit is a sorted tuple of (name, power). Known units carry a dimension and an exact factor to it; unknown words
+("students", "ways") are units of their own that equal only themselves.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ def _define(dimension: str, entries: dict[str, str]) -> None:
 
 
 _define("length", {
-    "mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm decimeter": "1/10", "m meter metre": "1",
+    "mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm decimeter": "1/10",
+    "m meter metre": "1",
     "km kilometer kilometre": "1000", "in inch inches": "127/5000", "ft foot feet": "381/1250", "yd yard": "1143/1250",
     "mi mile": "201168/125",
 })  # fmt: skip
 _define("mass", {
-    "mg milligram": "1/1000", "g gram gm": "1", "kg kilogram": "1000", "lb pound": "45359237/100000", "oz ounce": "45359237/1600000",
+    "mg milligram": "1/1000", "g gram gm": "1", "kg kilogram": "1000", "lb pound": "45359237/100000",
+    "oz ounce": "45359237/1600000",
 })  # fmt: skip
 _define("time", {
-    "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400", "week": "604800", "month": "2629746", "year yr": "31556952",
+    "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400", "week": "604800",
+    "month": "2629746", "year yr": "31556952",
 })  # fmt: skip
 _define("volume", {"ml milliliter millilitre": "1/1000", "l liter litre": "1"})
 _define("money", {"cent ¢": "1/100", "dollar usd": "1"})
@@ -44,14 +47,18 @@ _DERIVED: dict[str, tuple[tuple[str, int], ...]] = {
 }  # fmt: skip
 # After a number these turn it into a statement, a hedge or a condition, never into a quantity.
 _NOT_UNITS = {
-    "or", "and", "more", "less", "than", "at", "least", "most", "not", "no", "if", "when", "any", "up", "to", "over", "under", "about",
-    "mod", "is", "are", "for", "where", "but", "maybe", "else", "only", "all", "with", "without", "plus", "minus", "times", "wrong",
+    "or", "and", "more", "less", "than", "at", "least", "most", "not", "no", "if", "when", "any", "up", "to", "over",
+    "under", "about",
+    "mod", "is", "are", "for", "where", "but", "maybe", "else", "only", "all", "with", "without", "plus", "minus",
+    "times", "wrong",
     "incorrect", "false", "unless", "given", "because", "since", "so", "then", "base", "from", "by", "out", "choose",
 }  # fmt: skip
 
 _ONES = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-    "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18,
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10,
+    "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
+    "eighteen": 18,
     "nineteen": 19,
 }  # fmt: skip
 _TENS = {
@@ -66,7 +73,7 @@ def words_to_number(words: Sequence[str]) -> int | None:
     """The value of "twenty-one" or "three hundred and five"; None unless every word belongs to a number."""
     total = current = 0
     seen = False
-    for word in [part for word in words for part in word.lower().split("-")]:
+    for word in " ".join(words).lower().replace("-", " ").split():
         if word == "and" and seen:
             continue
         if word in _ONES or word in _TENS:
@@ -87,7 +94,9 @@ def words_to_number(words: Sequence[str]) -> int | None:
 
 
 def parse_unit(text: str) -> Unit | None:
-    """A unit from the text behind a number ("m/s", "square inches", "cm^2"), () for pure filler, None if it is no unit."""
+    """A unit from the text behind a number ("m/s", "square inches", "cm^2"), () for pure filler, None if it is no
+    unit.
+    """
     pieces = re.findall(r"[A-Za-z¢]+|\^\s*\{?\s*-?\d+\s*\}?|[/*]|\S", text)
     powers: dict[str, int] = {}
     sign, pending, words = 1, 1, 0

@@ -1,8 +1,9 @@
 """The grading process: ``python -m negpo.rewards.worker MEMORY_MB``.
 
-Reads one JSON request per line from stdin and writes one JSON reply per line to stdout. It ends when stdin closes, and the
-kernel ends it when an item takes longer than its limit plus a grace period, so it never outlives a parent that was killed.
-Memory is limited with RLIMIT_AS. Not a sandbox: it evaluates mathematics, never code from a response.
+Reads one JSON request per line from stdin and writes one JSON reply per line to stdout. It ends when stdin closes,
+and the kernel ends it when an item takes longer than its limit plus a grace period, so it never outlives a parent
+that was killed. Memory is limited with RLIMIT_AS. Not a sandbox: it evaluates mathematics, never code from a
+response.
 """
 
 from __future__ import annotations

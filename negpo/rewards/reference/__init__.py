@@ -1,8 +1,9 @@
 """Graders that papers used, rebuilt from their described behaviour so that published numbers can be compared with.
 
-They keep the originals' faults on purpose (factor 100, brackets ignored, units deleted inside words, ...). Use the default mode
-for anything new. Every verdict carries the grader's name. A grader with ``slow = True`` calls a computer algebra system and runs
-only in worker processes; a hang there is ``unknown``, where the originals say "wrong" or hang.
+They keep the originals' faults on purpose (factor 100, brackets ignored, units deleted inside words, ...). Use the
+default mode for anything new. Every verdict carries the grader's name. A grader with ``slow = True`` calls a computer
+algebra system and runs only in worker processes; a hang there is ``unknown``, where the originals say "wrong" or
+hang.
 
 Each grader has ``name``, ``slow`` and ``grade(response, gold) -> (correct, extracted)``.
 """

@@ -1,6 +1,7 @@
 r"""The grader released with MATH (Hendrycks et al., arXiv:2103.03874): equality of normalised strings of the last box.
 
-Known behaviour kept: no symbolic comparison at all, everything behind ``\text{ `` is cut, two missing answers are equal.
+Known behaviour kept: no symbolic comparison at all, everything behind ``\text{ `` is cut, two missing answers are
+equal.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""The grader of the NSR paper's code (arXiv:2506.01347): an older relative of Qwen's.
 
-Known behaviour kept: only the first line of the answer counts, ``\cdot`` is deleted (``2\cdot 3`` becomes 23), doubled
-backslashes collapse, ``\text`` loses its command but not its braces. For AIME and AMC the gold answer is compared as it is
-(mode ``nsr``), for MATH both sides are extracted and normalised (mode ``nsr_math``).
+Known behaviour kept: only the first line of the answer counts, ``\cdot`` is deleted (``2\cdot 3`` becomes 23),
+doubled backslashes collapse, ``\text`` loses its command but not its braces. For AIME and AMC the gold answer is
+compared as it is (mode ``nsr``), for MATH both sides are extracted and normalised (mode ``nsr_math``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""The grader released with PRM800K (Lightman et al., arXiv:2305.20050), also used by rllm and DeepScaleR.
 
-String equality in the Hendrycks normal form, else an own normal form compared item by item. Known behaviour kept: unreduced
-fractions are wrong, a whole-number gold accepts only a whole number, hard expressions are not compared symbolically, numbers
-within 1e-7 of a whole number are that number, long numbers lose digits in floating point.
+String equality in the Hendrycks normal form, else an own normal form compared item by item. Known behaviour kept:
+unreduced fractions are wrong, a whole-number gold accepts only a whole number, hard expressions are not compared
+symbolically, numbers within 1e-7 of a whole number are that number, long numbers lose digits in floating point.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from negpo.rewards.latex import AnswerError, clean, tokenize
 from negpo.rewards.reference.hendrycks import is_equiv
 from negpo.rewards.reference.spelling import last_boxed
 
-_UNITS = "degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard"  # as named in its release
+# The words its release deletes.
+_UNITS = "degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard"
 
 
 class Prm800kGrader:
@@ -65,7 +66,9 @@ def normalize(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    r"""LaTeX as plain text: ``\frac{a}{b}`` becomes ``a/b``, roots keep their argument in brackets, other commands go."""
+    r"""LaTeX as plain text: ``\frac{a}{b}`` becomes ``a/b``, roots keep their argument in brackets, other commands
+    go.
+    """
     text = text.replace("\\tfrac", "\\frac").replace("\\dfrac", "\\frac").replace("\\frac", " \\frac")
     for _ in range(20):
         simpler = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
@@ -81,7 +84,9 @@ def _plain(text: str) -> str:
 
 
 def split_tuple(text: str) -> list[str]:
-    """Items of a bracketed list without inner brackets, after dropping commas between thousands; else the text itself."""
+    """Items of a bracketed list without inner brackets, after dropping commas between thousands; else the text
+    itself.
+    """
     text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
     if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and not set(text[1:-1]) & set("()[]"):
         return [item.strip() for item in text[1:-1].split(",")]

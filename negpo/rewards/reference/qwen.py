@@ -1,7 +1,7 @@
 r"""The evaluator of Qwen2.5-Math (arXiv:2409.12122), which most RL papers on MATH report.
 
-Known behaviour kept: a factor of 100 and relative errors below 1e-4 are accepted, bracket types are ignored, units and single
-letters are deleted as words, ``and`` vanishes, ``j`` becomes ``i``. The symbolic step runs in a worker.
+Known behaviour kept: a factor of 100 and relative errors below 1e-4 are accepted, bracket types are ignored, units
+and single letters are deleted as words, ``and`` vanishes, ``j`` becomes ``i``. The symbolic step runs in a worker.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from negpo.rewards.units import words_to_number
 
 # Words this evaluator deletes, by topic. The original's list has about 300 entries; these are the ones answers contain.
 _UNIT_WORDS = """
-    a c d g h l m o p s t v w
-    mm cm dm km mtr mt metre meter metres meters millimeter centimeter kilometer inch inches foot feet ft yard yards yd mile miles
-    mg gm kg gram grams kilogram kilograms lb lbs pound pounds ounce ounces oz ton tons quintal
-    second seconds sec min minute minutes hr hrs hour hours day days week weeks month months year years yr noon am pm
-    liter liters litre litres ml gallon gallons gal acre acres hectare
-    degree degrees deg percent cent cents dollar dollars rupee rupees rs euro coin coins profit loss gain
-    mph kmph kmh m/s km/h ohm
-    unit units square sq cubic cu cube cc sqft
-    digit digits edge edges meal meals student students monkey men man women woman soldier person people child children apple apples
-    way ways tile tiles row rows times time number multiple multiples integer integers point points prime ratio
-    east west north south increase decrease less more per by each are of for
+    a c d g h l m o p s t v w mm cm dm km mtr mt metre meter metres meters millimeter centimeter kilometer inch inches
+    foot feet ft yard yards yd mile miles mg gm kg gram grams kilogram kilograms lb lbs pound pounds ounce ounces oz
+    ton tons quintal second seconds sec min minute minutes hr hrs hour hours day days week weeks month months year
+    years yr noon am pm liter liters litre litres ml gallon gallons gal acre acres hectare degree degrees deg percent
+    cent cents dollar dollars rupee rupees rs euro coin coins profit loss gain mph kmph kmh m/s km/h ohm unit units
+    square sq cubic cu cube cc sqft digit digits edge edges meal meals student students monkey men man women woman
+    soldier person people child children apple apples way ways tile tiles row rows times time number multiple
+    multiples integer integers point points prime ratio east west north south increase decrease less more per by each
+    are of for
 """.split()  # noqa: SIM905
 _UNIT = re.compile(r"(^|\W)(?:" + "|".join(sorted(map(re.escape, _UNIT_WORDS), key=len, reverse=True)) + r")($|\W)")
 _NAMES = ("x=", "y=", "z=", "x\\in", "y\\in", "z\\in", "x\\to", "y\\to", "z\\to")
