@@ -11,7 +11,7 @@ of the answer tokens weighted at random. The variants:
 Times are medians of interleaved repeats in one process. Memory is the growth of the resident peak (VmHWM) over the
 resident size before the step, in a fresh process per variant that has warmed up on a tiny step. The two gradients that
 every method must return (states and head) are part of that growth and are subtracted in the "beyond gradients" column.
-Gradient differences are the largest entry of the difference over the largest entry of the gradient, for states and head,
+Gradient differences are the largest entry of the difference over the largest entry of the gradient (states and head),
 against ``flattened`` in float32 and against full logits of the answer tokens in float64, which tells whose error it is.
 
     python scripts/bench_logprobs.py --out bench_logprobs.md        # Linux, about 6 minutes on 2 cores

@@ -109,7 +109,7 @@ def score_tokens(
     if not torch.is_grad_enabled():
         head = TiledHead(hidden.to(compute_dtype(hidden)), weight, bias, logit_map, tile_bytes)
         logps, entropy, _, _ = _forward(head, labels, return_entropy, direction=False)
-        return (logps, entropy) if return_entropy else (logps,)
+        return (logps,) if entropy is None else (logps, entropy)
     logps, entropy = _TokenLogprobs.apply(hidden, weight, bias, labels, logit_map, return_entropy, tile_bytes)
     return (logps, entropy) if return_entropy else (logps,)
 
@@ -153,7 +153,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, labels, log_z, entropy, direction = ctx.saved_tensors
         if grad_logps is None and grad_entropy is None:
             return (None,) * 7
-        if direction is not None and grad_entropy is None:
+        if direction is not None and grad_logps is not None and grad_entropy is None:
             return (direction * grad_logps.unsqueeze(1)).to(ctx.hidden_dtype), *(None,) * 6
         factor = ctx.logit_map.factor  # dz/du, folded into the upstream gradients
         g = torch.zeros_like(log_z) if grad_logps is None else grad_logps * factor
@@ -217,8 +217,9 @@ class _Tokens:
         return ((self.g != 0) if self.e is None else (self.g != 0) | (self.e != 0)).nonzero().squeeze(1)
 
     def take(self, index: Tensor) -> _Tokens:
-        parts = (self.labels, self.log_z, self.entropy, self.g, self.e)
-        return _Tokens(*(None if part is None else part[index] for part in parts))
+        entropy = None if self.entropy is None else self.entropy[index]
+        e = None if self.e is None else self.e[index]
+        return _Tokens(self.labels[index], self.log_z[index], entropy, self.g[index], e)
 
     def softmax_gradient_(self, tile: Tensor, rows: slice) -> Tensor:
         """Overwrites logits (rows, columns) with -g p - e p (log p + H), the gradient without the labels' own +g."""

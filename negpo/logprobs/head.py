@@ -26,7 +26,7 @@ class HeadSpec:
         return LogitMap(self.logit_scale, self.softcap, temperature)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """The HF causal LM inside DDP, DeepSpeed, FSDP, ``torch.compile`` and PEFT wrappers."""
     while True:
         if isinstance(model, nn.DataParallel):
@@ -45,7 +45,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             raise ValueError(f"{type(model).__name__} has no output embeddings; a causal language model is needed")
 
 
-def head_module(model: nn.Module) -> nn.Module:
+def head_module(model: nn.Module) -> Any:
     """The module that turns hidden states into logits (possibly wrapped by PEFT)."""
     base = unwrap(model)
     head = base.get_output_embeddings()
@@ -81,7 +81,7 @@ def logit_constants(config: Any) -> tuple[float, float | None]:
     return (float(scaling) if text.model_type == "hyperclovax" else 1.0 / scaling), softcap
 
 
-def _effective(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _effective(module: Any) -> tuple[Tensor, Tensor | None]:
     """(weight, bias) with PEFT's ``modules_to_save`` and LoRA on the head taken into account."""
     if hasattr(module, "modules_to_save"):
         adapters = [] if module.disable_adapters else module.active_adapters
@@ -97,7 +97,7 @@ def _effective(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
-def _lora_delta(module: nn.Module, name: str) -> Tensor:
+def _lora_delta(module: Any, name: str) -> Tensor:
     """LoRA's share of the head weight, (V, H). It costs one extra copy of the head; leave lm_head out to save it."""
     if module.use_dora.get(name, False) or getattr(module, "lora_variant", {}).get(name) is not None:
         raise ValueError(

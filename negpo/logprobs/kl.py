@@ -99,7 +99,7 @@ def retain_kl_from_models(
     return run_with_head(model, layout, head_function)[0]
 
 
-def _peft_model(model: nn.Module) -> Any:
+def _peft_model(model: Any) -> Any:
     while not hasattr(model, "disable_adapter"):
         if not isinstance(getattr(model, "module", None), nn.Module):
             raise ValueError(f"{type(model).__name__} has no PEFT adapters to disable; pass a reference model")

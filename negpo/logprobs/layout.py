@@ -23,7 +23,8 @@ class Layout:
     """Network inputs (R, C) and, for every position of the batch (B, T), where it stands in them.
 
     ``place``: (B, T) int64 index into the R*C flattened positions, -1 for padding that is not computed.
-    ``attention_mask`` is None for packed lines, ``position_ids`` is None where the model's own are right.
+    ``attention_mask`` is None for packed lines and (R, 1, C, C) for shared ones (negpo.logprobs.shared), where several
+    positions of the batch may stand in the same place; ``position_ids`` is None where the model's own are right.
     """
 
     input_ids: Tensor
@@ -33,7 +34,7 @@ class Layout:
 
     @property
     def packed(self) -> bool:
-        return self.attention_mask is None
+        return self.attention_mask is None or self.attention_mask.ndim == 4
 
 
 def padded_layout(input_ids: Tensor, attention_mask: Tensor) -> Layout:
@@ -89,12 +90,14 @@ def choose_lines(
     fewest = -(-total // max(max(lengths), 1))
     options = {r for r in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, fewest, fewest + 1, fewest + 2, n) if r <= n}
     plans = [_spread(lengths, r) for r in sorted(options)]
-    costs = [_cost(len(plan), max(sum(lengths[row] for row in line) for line in plan), hidden_size) for plan in plans]
+    costs = [
+        line_cost(len(plan), max(sum(lengths[row] for row in line) for line in plan), hidden_size) for plan in plans
+    ]
     best = min(range(len(plans)), key=costs.__getitem__)
-    return plans[best] if costs[best] < _cost(n, batch_width, hidden_size) else None
+    return plans[best] if costs[best] < line_cost(n, batch_width, hidden_size) else None
 
 
-def _cost(lines: int, width: int, hidden_size: int) -> float:
+def line_cost(lines: int, width: int, hidden_size: int) -> float:
     return lines * width * (1.0 + width / (_ATTENTION_SHARE * hidden_size))
 
 

@@ -60,16 +60,19 @@ def model_token_logprobs(
     return_entropy: bool = False,
     return_hidden: bool = False,
     packing: str = "auto",
+    layout: Layout | None = None,
     tile_bytes: int | None = None,
 ) -> LogprobBatch:
     """Log-probabilities of all labelled tokens of a batch, through any wrapper, differentiable unless under no_grad.
 
     input_ids, labels: (B, T) int64, -100 where a label does not count; attention_mask: (B, T), None for no padding.
-    packing: "auto" (cheapest layout that the model supports), "padded" (the batch as it is) or "packed".
+    packing: "auto" (cheapest layout that the model supports), "padded" (the batch as it is) or "packed"; a ready
+    ``layout`` (negpo.logprobs.shared) takes its place.
     """
     labels = labels[:, 1:]
     mask = labels != -100
-    layout = choose_layout(model, input_ids, attention_mask, nn.functional.pad(mask, (0, 1)), packing)
+    if layout is None:
+        layout = choose_layout(model, input_ids, attention_mask, nn.functional.pad(mask, (0, 1)), packing)
     flat, targets, order = sorted_targets(layout, labels, mask)
 
     def head_function(hidden: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
@@ -118,9 +121,10 @@ def run_with_head(model: nn.Module, layout: Layout, head_function: HeadFunction)
     inputs = {"input_ids": layout.input_ids, "use_cache": False}
     if layout.attention_mask is not None:
         inputs["attention_mask"] = layout.attention_mask
-    if layout.position_ids is not None and _accepts(model, "position_ids"):
+    if layout.position_ids is not None and accepts(model, "position_ids"):
         inputs["position_ids"] = layout.position_ids
-    head, results = head_module(model), []
+    head = head_module(model)
+    results: list[Tensor] = []
 
     def forward(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         spec = head_of(model)
@@ -186,7 +190,7 @@ def supports_packing(model: nn.Module) -> bool:
     """
     base = unwrap(model)
     if base not in _PACKABLE:
-        _PACKABLE[base] = _accepts(model, "position_ids") and _packing_probe(model)
+        _PACKABLE[base] = accepts(model, "position_ids") and _packing_probe(model)
     return _PACKABLE[base]
 
 
@@ -214,7 +218,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _accepts(model: nn.Module, name: str) -> bool:
+def accepts(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(type(unwrap(model)).forward).parameters
 
 

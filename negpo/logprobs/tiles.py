@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,7 +163,7 @@ def label_overlap(bounds: list[int], rows: slice, columns: slice, head: TiledHea
     return slice(start - rows.start, stop - rows.start) if start < stop else None
 
 
-def gathered(*params: Tensor | None) -> AbstractContextManager:
+def gathered(*params: Any) -> AbstractContextManager:
     """Makes ZeRO-3 partitioned parameters whole inside the context; nothing to do for any other tensor.
 
     A parameter that is already whole (its module's forward hook is running, or an embedding tied to it is in use) is
@@ -176,7 +177,7 @@ def gathered(*params: Tensor | None) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(list(split.values()))
 
 
-def full(param: Tensor | None) -> Tensor | None:
+def full(param: Any) -> Any:
     """An FSDP2 or tensor-parallel shard (DTensor) as a whole tensor, differentiably; other tensors unchanged."""
     return param.full_tensor() if hasattr(param, "full_tensor") else param
 
