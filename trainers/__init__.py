@@ -21,6 +21,10 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "raft": ("negpo.trainers.raft", "RAFTTrainer", "RAFTConfig"),
     "reinforce_rej": ("negpo.trainers.reinforce_rej", "ReinforceRejTrainer", "ReinforceRejConfig"),
     "grpo": ("negpo.trainers.grpo", "GroupPolicyTrainer", "GroupPolicyConfig"),
+    # preferred and dispreferred answers
+    "redi": ("negpo.trainers.redi", "REDITrainer", "REDIConfig"),
+    "d2o": ("negpo.trainers.d2o", "D2OTrainer", "D2OConfig"),
+    "dpo": ("negpo.trainers.dpo", "DPOTrainer", "DPOConfig"),
 }
 
 _HOMES = {name: module for module, *names in METHODS.values() for name in names} | {

@@ -54,7 +54,7 @@ class UtilityFloorCallback(TrainerCallback):
             return control
         kept = "no evaluated step" if self.last_good_step is None else f"step {self.last_good_step}"
         self.reason = f"utility {utility:.4g} < {self.floor:g} at step {state.global_step}; {kept} was above the floor"
-        return _stop(control, self.reason)
+        return stop_early(control, self.reason)
 
 
 class OverUnlearningCallback(TrainerCallback):
@@ -85,10 +85,10 @@ class OverUnlearningCallback(TrainerCallback):
             f"mean log-prob of the forget tokens is {logs['forget/logp']:.2f}, below {self.floor:.2f}, for "
             f"{self.patience} logs in a row at step {state.global_step}"
         )
-        return _stop(control, self.reason)
+        return stop_early(control, self.reason)
 
 
-def _stop(control, reason: str):
+def stop_early(control, reason: str):
     logger.warning("stopping early: %s", reason)
     control.should_training_stop = True
     return control

@@ -63,6 +63,7 @@ class OfflineTrainer(Trainer):
         self._prepare_reference()  # here the weights are still those of the starting model, on resume too
         if resume is not None:
             _checkpoint.check_provenance(resume, self._provenance())
+            self._load_extras(Path(resume))
         return super().train(resume_from_checkpoint=resume, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -102,6 +103,9 @@ class OfflineTrainer(Trainer):
 
     def _save_extras(self, folder: Path) -> None:
         """Files of a subclass that belong into a checkpoint; written before it is sealed."""
+
+    def _load_extras(self, folder: Path) -> None:
+        """Read them back when a run is resumed."""
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

@@ -1,0 +1,279 @@
+"""The base of all preference trainers: groups in, log-probs per sign, guards against displacement."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from negpo.data.preference import Problems, read_preferences
+from negpo.data.preference_encode import Group, encode_groups
+from negpo.errors import ConfigError
+from negpo.logprobs import model_token_logprobs
+from negpo.logprobs.shared import choose_shared_layout
+from negpo.objectives import redi_loss
+from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
+from negpo.trainers._displacement import DisplacementCallback, log_signs
+from negpo.trainers._model import check_vocabulary, choose_trainable, load_model, load_tokenizer
+from negpo.trainers._offline import OfflineTrainer
+from negpo.trainers._preference_config import PreferenceConfig
+from negpo.trainers._preference_data import UNITS, PreferenceDataset, Scored, collate, unit_counts
+from negpo.trainers._reference import Reference
+
+logger = logging.getLogger(__name__)
+
+Terms = list[tuple[float, Tensor, str]]  # (weight, mean over the micro-batch, what the mean runs over)
+SIGN_NAMES = {1: "preferred", -1: "dispreferred", 0: "sampled"}
+
+
+class PreferenceTrainer(OfflineTrainer):
+    """Base class. A method says which signs a prompt needs and implements ``objective``.
+
+    Args:
+        model: model or name/folder of one; also the reference, for methods that have one.
+        args: the method's config.
+        train_dataset: rows in any format of ``negpo.data.preference``.
+        processing_class: tokenizer; default: the model's.
+        ref_model: another reference than the starting model.
+        peft_config: train a LoRA adapter.
+
+    Logged, averaged since the last log: ``loss/NAME``; for ``chosen``, ``rejected`` and ``samples``: ``/logp`` (per
+    token), ``/sequence_logp``, ``/length``, ``/tokens``, ``/p_above_99``, ``/log_ratio`` (with a reference) and
+    ``/grad_weight`` (sum of dL/dlogp in a micro-batch); over pairs ``margin/logp`` (of sequence means),
+    ``margin/log_ratio``, ``margin/accuracy``.
+    ``report`` holds what encoding dropped or cut.
+
+    Raises ConfigError or DataError before a model is loaded, for everything that can be known by then.
+    """
+
+    config_class: ClassVar[type[PreferenceConfig]] = PreferenceConfig
+    needs: ClassVar[tuple[int, ...]] = (1, -1)  # signs of which every group must hold at least one
+    keeps: ClassVar[tuple[int, ...]] = (1, -1)  # signs that are trained on; others are left out
+    unit: ClassVar[str] = "pairs"  # what the objective averages over: one of UNITS
+    has_reference: ClassVar[bool] = True
+    needs_hidden: ClassVar[bool] = False
+    logged_stats: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        model: Any,
+        args: PreferenceConfig | None = None,
+        train_dataset: Any = None,
+        processing_class: Any = None,
+        ref_model: Any = None,
+        peft_config: Any = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+    ):
+        args = args if args is not None else self.config_class(output_dir=f"{type(self).__name__}-output")
+        self.check_arguments(args, train_dataset, ref_model, peft_config)
+        tokenizer = load_tokenizer(model, processing_class)
+        dataset = self.encode(args, tokenizer, train_dataset)
+        check_vocabulary(model, tokenizer, dataset.rows)
+        model = load_model(model, args.model_init_kwargs)
+        ref_model = load_model(ref_model, args.model_init_kwargs) if isinstance(ref_model, str) else ref_model
+        super().__init__(
+            model=choose_trainable(model, args, peft_config),
+            args=args,
+            data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if args.chosen_logp_floor is not None:
+            self.add_callback(DisplacementCallback(args.chosen_logp_floor, patience=args.floor_patience))
+        self.reference: Reference | None = None
+        self._ref_model = ref_model
+        self._reference_digests: list[str] = []
+        self._reference_checked = not args.check_reference
+        self._window: Tensor | None = None
+
+    # ---- what a method defines ------------------------------------------------------------------------------------
+
+    def objective(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(loss, stats)`` of negpo.objectives, a mean over ``self.unit``."""
+        raise NotImplementedError
+
+    def arrange(self, args: PreferenceConfig, groups: list[Group]) -> list[Group]:
+        """Last change to the encoded groups, e.g. completions borrowed from another prompt."""
+        return groups
+
+    # ---- before training ------------------------------------------------------------------------------------------
+
+    def check_arguments(self, args, train_dataset, ref_model, peft_config) -> None:
+        if not isinstance(args, self.config_class):
+            raise ConfigError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(args).__name__}")
+        if train_dataset is None:
+            raise ConfigError("train_dataset is missing: pass preference rows")
+        if ref_model is not None and not self.has_reference:
+            raise ConfigError(f"ref_model would be ignored: {type(self).__name__} has no reference")
+        if peft_config is not None and args.trainable_parameters:
+            raise ConfigError("peft_config and trainable_parameters exclude each other: LoRA decides what is trained")
+
+    def encode(self, args: PreferenceConfig, tokenizer: Any, train_dataset: Any) -> PreferenceDataset:
+        """Validated, tokenised groups that hold every sign the method needs."""
+        problems = Problems("train_dataset", args.bad_rows)
+        rows = [row for row in read_preferences(train_dataset, problems) if row.sign in self.keeps]
+        problems.counts.clear()  # told by read_preferences
+        groups, self.report = encode_groups(rows, tokenizer, args.limits(), problems, append_eos=args.append_eos)
+        groups = self.complete_groups(groups, problems)
+        if args.pairs == "first":
+            groups = [group.select(_first_of_each_sign(group)) for group in groups]
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        return PreferenceDataset(self.arrange(args, groups), seed)
+
+    def complete_groups(self, groups: list[Group], problems: Problems) -> list[Group]:
+        """Groups with all signs in ``needs``. After length limits dropped an answer its group is counted, not an
+        error: the limits were asked for."""
+        kept = []
+        for group in groups:
+            missing = [SIGN_NAMES[sign] for sign in self.needs if sign not in group.signs]
+            if not missing:
+                kept.append(group)
+                continue
+            name = f"prompts without a {missing[0]} answer"
+            if group.lost:
+                self.report.counts[name] += 1
+                continue
+            message = f"the prompt has no {missing[0]} answer and {type(self).__name__} needs one. Remove the row"
+            problems.add(name, message, group.source)
+        self.report.counts.update(problems.counts)
+        if not kept:
+            raise ConfigError(f"no prompt has all the answers that {type(self).__name__} needs: {self.report.lines()}")
+        if len(kept) < len(groups):
+            logger.warning("train_dataset: %s", "; ".join(self.report.lines()))
+        return kept
+
+    def _prepare_reference(self) -> None:
+        if self.reference is not None or not self.has_reference:
+            return
+        self._refuse_zero3()
+        self.reference = Reference(self.model, self._ref_model, source=self.args.reference, needs_model=False)
+        if self.reference.model is not None:
+            self.reference.model.to(self.args.device)
+        if self.reference.source == "cache":
+            cache = self._cached(self.reference, self.train_dataset.rows)
+            self.train_dataset.use_cache(cache)
+
+    def _refuse_zero3(self) -> None:
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ConfigError("a reference under ZeRO-3 is not supported: its weights are split up. Use ZeRO-2 or FSDP")
+
+    def _cached(self, reference: Reference, rows: list[dict[str, list[int]]]) -> Any:
+        """Reference log-probs of ``rows`` from disk or computed now; remembered for the checkpoint's provenance."""
+        tokenizer = self.processing_class
+        cache = reference.cached(
+            rows,
+            self.accelerator,
+            Path(self.args.reference_cache_dir or Path(self.args.output_dir) / "reference"),
+            pad_id=tokenizer.pad_token_id,
+            max_length=self.args.max_length or 0,
+            identity={"tokenizer": hash_tokenizer(tokenizer), "template": "ids are in the hash of the rows"},
+        )
+        self._reference_digests.append(cache.key.digest())
+        return cache
+
+    def _provenance(self) -> dict[str, Any]:
+        data = self.train_dataset
+        return {
+            "preference rows": hash_rows(data.rows),
+            "seed": data.seed,
+            "reference": self._reference_digests,
+        }
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Also counts what the whole optimiser batch holds on all processes, for means that run over all of it."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            batches = self.prepare_batches(batches)
+            total = sum(unit_counts(batch["rows"]) for batch in batches).to(device)
+            if self.accelerator.num_processes > 1:
+                total = self.accelerator.reduce(total, reduction="sum")
+            self._window = total / (len(batches) * self.accelerator.num_processes)
+            self.window_rows = _name_rows(torch.cat([batch["rows"]["source"] for batch in batches]))
+        return batches, None
+
+    def prepare_batches(self, batches: list[dict]) -> list[dict]:
+        """A last chance to exchange the batches of one optimiser step."""
+        return batches
+
+    def batch_loss(self, model, inputs) -> Tensor:
+        rows = inputs["rows"]
+        scored = self.score(model, rows)
+        self._check_step_zero(scored)
+        counts = dict(zip(UNITS, unit_counts(rows), strict=True))
+        total = 0.0
+        for weight, loss, unit in self.terms(scored, counts):
+            share = 1.0
+            if self.args.token_normalization == "batch" and self._window is not None:
+                share = counts[unit] / self._window[UNITS.index(unit)].clamp(min=1e-9)
+            total = total + weight * share * loss
+        log_signs(self._buffer, scored, total)
+        return total
+
+    def terms(self, scored: Scored, counts: dict[str, Tensor]) -> Terms:
+        """Weighted parts of the loss with what each averages over: the objective, and the anchor if there is one."""
+        loss, stats = self.objective(scored)
+        self._buffer.add("loss/objective", loss * counts[self.unit], counts[self.unit])
+        for name in self.logged_stats:
+            self._buffer.add(f"loss/{name}", stats[name] * counts[self.unit], counts[self.unit])
+        found = [(1.0, loss, self.unit)]
+        if self.args.nll_coeff:
+            found.append((self.args.nll_coeff, self._anchor(scored, counts), "pairs"))
+        return found
+
+    def _anchor(self, scored: Scored, counts: dict[str, Tensor]) -> Tensor:
+        """Mean over pairs of the chosen answer's per-sequence mean NLL."""
+        chosen, rejected = scored.side(0), scored.side(1)
+        anchor, _ = redi_loss(*chosen, rejected[0].detach(), rejected[1], alpha=0.0)
+        self._buffer.add("loss/anchor", anchor * counts["pairs"], counts["pairs"])
+        return anchor
+
+    def score(self, model, rows: dict[str, Tensor]) -> Scored:
+        """Log-probs of all completions; the prompt is run once per group where that is cheaper."""
+        out = self._forward(model, rows, return_hidden=self.needs_hidden)
+        ref_logps = rows.get("ref_logps")
+        if self.reference is not None and ref_logps is None:
+            ref_logps = self.reference_logps(model, rows)
+        return Scored(
+            out.logps, out.mask, ref_logps, rows["group"], rows["sign"], rows["score"], len(rows["source"]), out.hidden
+        )
+
+    @torch.no_grad()
+    def reference_logps(self, model, rows: dict[str, Tensor]) -> Tensor:
+        """(R, T-1) where they are not cached."""
+        with self.reference.active(model) as reference:
+            return self._forward(reference, rows).logps
+
+    def _forward(self, model, rows: dict[str, Tensor], *, return_hidden: bool = False):
+        ids, mask = rows["input_ids"], rows["attention_mask"]
+        layout = choose_shared_layout(model, ids, mask, rows["group"], rows["shared"], self.args.share_prompt)
+        return model_token_logprobs(model, ids, mask, rows["labels"], layout=layout, return_hidden=return_hidden)
+
+    def _check_step_zero(self, scored: Scored) -> None:
+        if self._reference_checked:
+            return
+        self._reference_checked = True
+        if self.state.global_step > 0 or scored.ref_logps is None or self._ref_model is not None:
+            return  # resumed, or asked for another reference: they differ, as they should
+        precision = self.accelerator.mixed_precision
+        names = {"no": str(next(self.model.parameters()).dtype).removeprefix("torch."), "bf16": "bfloat16"}
+        StepZeroCheck.measure(scored.logps, scored.ref_logps, scored.mask).enforce(names.get(precision, "float16"))
+
+
+def _first_of_each_sign(group: Group) -> list[int]:
+    """Places of the first preferred and the first dispreferred completion, and of all neutral ones."""
+    return sorted(
+        {group.signs.index(sign) for sign in set(group.signs) - {0}}
+        | {k for k, sign in enumerate(group.signs) if sign == 0}
+    )
+
+
+def _name_rows(source: Tensor) -> str:
+    rows = source.tolist()
+    return f"row(s) {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}"

@@ -1,0 +1,280 @@
+"""D²O, distributional dispreference optimisation: dispreferred answers against the model's own. arXiv 2403.03419.
+
+The paper's K, alpha, beta, the reduction of log-probs, when samples are drawn and from which of its two references
+could not be confirmed (UNVERIFIED); each is an option here and its default is ours, with the reason beside it.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from negpo.data.io import atomic_write_json
+from negpo.data.preference_encode import Group, prefixed_prompt_ids
+from negpo.errors import ConfigError, DataError
+from negpo.objectives import d2o_loss
+from negpo.reference import hash_model
+from negpo.rollout import RolloutEngine, Sampling, make_engine
+from negpo.trainers._model import is_peft, load_model
+from negpo.trainers._preference import PreferenceTrainer
+from negpo.trainers._preference_config import PreferenceConfig
+from negpo.trainers._preference_data import Scored
+from negpo.trainers._reference import Reference
+from negpo.trainers._samples import SampleRequest, cached_draw, draw
+
+SAMPLES_FILE = "d2o_samples.json"
+
+
+@dataclass
+class D2OConfig(PreferenceConfig):
+    """Negatives only: ``prompt`` and ``rejected`` (a ``chosen`` is not read), and K answers of the model itself."""
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = PreferenceConfig.choices | {
+        "samples": ("offline", "cached", "refresh"),
+    }
+
+    alpha: float = field(
+        default=0.1, metadata={"help": "Weight of the rejected log-ratio. UNVERIFIED; DPO's usual 0.1."}
+    )
+    beta: float = field(default=0.1, metadata={"help": "Weight of the samples' log-ratio. UNVERIFIED; as alpha."})
+    samples: str = field(
+        default="cached",
+        metadata={
+            "help": "Where the samples come from: offline (the rows' own `samples`), cached (drawn from the reference "
+            "before training, kept on disk) or refresh (drawn again from the policy every refresh_steps)."
+        },
+    )
+    num_samples: int = field(
+        default=4,
+        metadata={"help": "K. UNVERIFIED (third-party code: 11); 4 halves the anchor's noise at a known cost."},
+    )
+    refresh_steps: int = field(default=50, metadata={"help": "samples=refresh: optimiser steps between draws."})
+    refresh_after: int = field(
+        default=0,
+        metadata={"help": "samples=refresh: steps on the reference's samples first. UNVERIFIED (third-party: 200)."},
+    )
+    sampling_temperature: float = field(
+        default=1.0,
+        metadata={"help": "UNVERIFIED (third-party: 0.8). 1: the anchor estimates KL(reference || policy)."},
+    )
+    sampling_top_p: float = field(default=1.0, metadata={"help": "UNVERIFIED (third-party: 0.9). 1: see temperature."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Most tokens of a sample."})
+    sampling_prefixes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Instructions before the prompt while sampling only; sample k gets prefix k, cyclically."},
+    )
+    sample_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of samples. Default: OUTPUT_DIR/samples."}
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        for name in ("alpha", "beta"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("num_samples", "refresh_steps", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.samples == "refresh" and self.reference == "cache":
+            raise ConfigError("samples=refresh scores new text every time; reference=cache cannot. Use auto or model")
+        if self.nll_coeff:
+            raise ConfigError("nll_coeff needs chosen answers and D2O has none; the samples are the anchor")
+
+
+class D2OTrainer(PreferenceTrainer):
+    """Minimises ``negpo.objectives.d2o_loss``, a mean over rejected answers.
+
+    Further arguments: ``ref_model`` is the reference of the rejected answers (the paper's more helpful one),
+    ``sample_ref_model`` the one that draws and anchors the samples (more harmful); both default to the starting model.
+    ``engine`` draws the samples of ``samples="cached"`` (default: the embedded engine on the reference).
+    """
+
+    config_class: ClassVar[type[PreferenceConfig]] = D2OConfig
+    needs = (-1,)
+    unit = "rejected"
+    logged_stats = ("mean_weight", "mean_sample_log_ratio", "mean_rejected_log_ratio")
+
+    def __init__(
+        self,
+        model: Any,
+        args: D2OConfig | None = None,
+        *positional: Any,
+        sample_ref_model: Any = None,
+        engine: RolloutEngine | None = None,
+        **named: Any,
+    ):
+        args = args if args is not None else D2OConfig(output_dir="D2OTrainer-output")
+        self.keeps = (-1, 0)
+        self.needs = (-1, 0) if args.samples == "offline" else (-1,)
+        self._engine = engine
+        super().__init__(model, args, *positional, **named)
+        is_name = isinstance(sample_ref_model, str)
+        self._sample_ref_model = load_model(sample_ref_model, args.model_init_kwargs) if is_name else sample_ref_model
+        self._sample_reference: Reference | None = None
+        self._initial_rows = ""
+        self._drawn_in: dict[int, int] = {}  # prompt -> the window of refresh_steps its samples are from
+
+    def objective(self, scored: Scored):
+        rejected = (scored.sign < 0).nonzero().squeeze(1)
+        samples = scored.lists(scored.sign == 0)[scored.group[rejected]]  # (N, K)
+        return d2o_loss(
+            *scored.at(samples),
+            *scored.at(rejected),
+            scored.ref_at(samples),
+            scored.ref_at(rejected),
+            alpha=self.args.alpha,
+            beta=self.args.beta,
+        )
+
+    # ---- samples --------------------------------------------------------------------------------------------------
+
+    def arrange(self, args: D2OConfig, groups: list[Group]) -> list[Group]:
+        if args.samples != "offline" and (given := [group.source for group in groups if 0 in group.signs]):
+            raise DataError(
+                "the row brings samples; set samples=offline to use them", file="train_dataset", row=given[0]
+            )
+        return groups
+
+    def _prepare_reference(self) -> None:
+        """References first, then the samples that the second one draws, then their cached log-probs."""
+        if self.reference is not None:
+            return
+        self._refuse_zero3()
+        source = self.args.reference
+        if source == "auto" and self.args.samples == "refresh":
+            source = "adapters_off" if is_peft(self.model) and self._ref_model is None else "model"
+        self.reference = self._make_reference(self._ref_model, source)
+        self._sample_reference = self.reference
+        if self._sample_ref_model is not None:
+            self._sample_reference = self._make_reference(
+                self._sample_ref_model, "cache" if source == "cache" else self.reference.source
+            )
+        if self.args.samples != "offline":
+            self._add_samples()
+        if self.reference.source == "cache":
+            self._cache_both()
+
+    def _make_reference(self, model: Any, source: str) -> Reference:
+        reference = Reference(self.model, model, source=source, needs_model=False)
+        if reference.model is not None:
+            reference.model.to(self.args.device)
+        return reference
+
+    def _cache_both(self) -> None:
+        """Log-probs of rejected rows under one reference, of samples under the other; one cache where they agree."""
+        data = self.train_dataset
+        if self._sample_reference is self.reference:
+            data.use_cache(self._cached(self.reference, data.rows))
+            return
+        signs = [sign for group in data.groups for sign in group.signs]
+        places: dict[int, tuple[int, int]] = {}
+        caches = []
+        for side, reference in enumerate((self.reference, self._sample_reference)):
+            chosen = [i for i, sign in enumerate(signs) if (sign == 0) == bool(side)]
+            places |= {row: (side, place) for place, row in enumerate(chosen)}
+            caches.append(self._cached(reference, [data.rows[i] for i in chosen]))
+        data.use_cache([caches[side][place] for side, place in (places[i] for i in range(len(signs)))])
+
+    def _add_samples(self) -> None:
+        data = self.train_dataset
+        source = self._sample_reference.model if self._sample_reference.model is not None else self.model
+        folder = Path(self.args.sample_cache_dir or Path(self.args.output_dir) / "samples")
+        request = self._request(list(range(len(data))), "reference")
+        with self.accelerator.main_process_first(), self._sample_reference.active(self.model) as model:
+            model.to(self.args.device)
+            answers = cached_draw(
+                lambda: self._engine or make_engine("transformers", model, self.processing_class),
+                request,
+                folder,
+                hash_model(source, adapters=self._sample_reference.model is not None),
+            )
+        data.groups = [_with_samples(group, found) for group, found in zip(data.groups, answers, strict=True)]
+        data.renew()
+
+    def _request(self, indices: list[int], moment: str) -> SampleRequest:
+        args, groups = self.args, [self.train_dataset.groups[index] for index in indices]
+        prefixes = args.sampling_prefixes or []
+        asked = [
+            [prefixed_prompt_ids(self.processing_class, group.prompt, prefix) for prefix in prefixes]
+            or [group.prompt_ids]
+            for group in groups
+        ]
+        sampling = Sampling(
+            temperature=args.sampling_temperature,
+            top_p=args.sampling_top_p,
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+            logprobs=False,
+        )
+        return SampleRequest(asked, [f"{moment}/{index}" for index in indices], args.num_samples, sampling)
+
+    # ---- refreshed samples ----------------------------------------------------------------------------------------
+
+    def prepare_batches(self, batches: list[dict]) -> list[dict]:
+        """Batches whose samples are at most ``refresh_steps`` old."""
+        past = self.state.global_step - self.args.refresh_after
+        if self.args.samples != "refresh" or past < 0:
+            return batches
+        window = past // self.args.refresh_steps + 1
+        indices = sorted({index for batch in batches for index in batch["rows"]["index"].tolist()})
+        stale = [index for index in indices if self._drawn_in.get(index, 0) != window]
+        if stale:
+            data = self.train_dataset
+            engine = make_engine("transformers", self.accelerator.unwrap_model(self.model), self.processing_class)
+            answers = draw(engine, self._request(stale, f"window {window}"))
+            for index, found in zip(stale, answers, strict=True):
+                data.groups[index] = _with_samples(data.groups[index], found)
+                self._drawn_in[index] = window
+        return [
+            self.data_collator([self.train_dataset[0, index] for index in batch["rows"]["index"].tolist()])
+            for batch in batches
+        ]
+
+    def _provenance(self) -> dict[str, Any]:
+        if not self._initial_rows:
+            self._initial_rows = super()._provenance()["preference rows"]  # before a refresh changes them
+        return super()._provenance() | {"preference rows": self._initial_rows}
+
+    def _save_extras(self, folder: Path) -> None:
+        if self._drawn_in:
+            groups = self.train_dataset.groups
+            answers = {index: _samples_of(groups[index]) for index in self._drawn_in}
+            atomic_write_json(folder / SAMPLES_FILE, {"drawn_in": self._drawn_in, "answers": answers}, indent=None)
+
+    def _load_extras(self, folder: Path) -> None:
+        if (folder / SAMPLES_FILE).is_file():
+            saved = json.loads((folder / SAMPLES_FILE).read_text(encoding="utf-8"))
+            self._drawn_in = {int(index): window for index, window in saved["drawn_in"].items()}
+            for index, answers in saved["answers"].items():
+                groups = self.train_dataset.groups
+                groups[int(index)] = _with_samples(groups[int(index)], answers)
+
+    @torch.no_grad()
+    def reference_logps(self, model, rows: dict[str, Tensor]) -> Tensor:
+        """Of rejected rows by one reference, of samples by the other."""
+        logps = super().reference_logps(model, rows)
+        if self._sample_reference is self.reference:
+            return logps
+        with self._sample_reference.active(model) as reference:
+            samples = self._forward(reference, rows).logps
+        return torch.where((rows["sign"] == 0).unsqueeze(1), samples, logps)
+
+
+def _with_samples(group: Group, answers: list[list[int]]) -> Group:
+    """The group's rejected completions and, in the place of earlier ones, these samples."""
+    rejected = group.select([k for k, sign in enumerate(group.signs) if sign < 0])
+    n = len(answers)
+    return replace(
+        rejected,
+        completion_ids=rejected.completion_ids + answers,
+        signs=rejected.signs + [0] * n,
+        scores=rejected.scores + [None] * n,
+        cuts=rejected.cuts + [min(rejected.cuts)] * n,
+    )
+
+
+def _samples_of(group: Group) -> list[list[int]]:
+    return [ids for ids, sign in zip(group.completion_ids, group.signs, strict=True) if sign == 0]
