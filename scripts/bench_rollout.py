@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--sync-updates", type=int, default=0, metavar="N", help="verify N syncs instead of timing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("\n".join(sync_table(args) if args.sync_updates else speed_table(args)))
+    for line in sync_table(args) if args.sync_updates else speed_table(args):
+        print(line, flush=True)
 
 
 def build(args: argparse.Namespace, *, tied: bool = True) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -227,6 +228,12 @@ class Collector:
         # A retried batch may finish a sample again that was handed out before the failure.
         if self._open.pop((sample.prompt, sample.index), None) is None:
             return
+        if not all(map(math.isfinite, sample.logprobs)):
+            raise EngineError(
+                f"a log-prob of prompt {sample.prompt} sample {sample.index} is not finite: the engine's weights are "
+                "damaged, or its dtype overflows.",
+                finished=self.finished,
+            )
         self.finished.append(sample)
         if self._on_sample is not None:
             self._on_sample(sample)

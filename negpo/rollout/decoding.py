@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from negpo.rollout.base import Request, Sample, Sampling
+from negpo.rollout.base import EngineError, Request, Sample, Sampling
 from negpo.rollout.sampling import draw, uniforms
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ class Rows:
         self.drawn, logprobs = draw(logits, uniform, self.sampling)
         self.tokens[self.rows, step] = self.drawn
         self.logprobs[self.rows, step] = logprobs
+        if not torch.isfinite(logprobs).all():
+            row = int(self.rows[(~torch.isfinite(logprobs)).nonzero()[0, 0]])
+            raise EngineError(
+                f"the model's logits are not finite at token {step} of {self.requests[row]}: its weights are damaged "
+                "(look for NaN in the last updates), or its dtype overflows."
+            )
         stopped = torch.isin(self.drawn, self.stop_ids) & self.live
         if self.sampling.stop_strings:
             stopped |= self._ends_with_stop_string(step) & self.live

@@ -40,6 +40,7 @@ def draw(logits: Tensor, uniform: Tensor | None, sampling: Sampling) -> tuple[Te
     kept, ids = _truncate(logits, sampling)
     cumulative = torch.softmax(kept, -1).double().cumsum(-1)
     place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    place = place.clamp_max(cumulative.shape[-1] - 1)  # NaN rows would point behind the vocabulary
     tokens = (place if ids is None else ids.gather(-1, place)).squeeze(-1)
     return tokens, _chosen_logprobs(logits, tokens)
 

@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """Generates with a transformers causal language model, PEFT-wrapped or plain.
+    """Generates with a transformers causal language model.
 
     Args:
-        model: the module to decode with. It is used in place: its training flags are restored after every call.
+        model: the module to decode with, wrapped (DDP, PEFT) or plain. It is used in place: its training flags are
+            restored after every call.
         tokenizer: needed for stop strings and for an end-of-sequence id the model's config does not name.
         max_rows: most completions decoded together.
         cache_bytes: most memory for keys and values; default a quarter of what is free.
@@ -60,7 +61,7 @@ class TransformersEngine:
         cache_bytes: int | None = None,
         retries: int = 2,
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = unwrap(model), tokenizer
         self.max_rows, self.retries = max_rows, retries
         self._cache_bytes = cache_bytes
         self._config = model.config.get_text_config(decoder=True)
@@ -125,7 +126,7 @@ class TransformersEngine:
 
     def sync(self, model: nn.Module) -> SyncReport:
         """Nothing to copy when the trainer trains the engine's own module; another model is copied in and proven."""
-        if unwrap(model) is unwrap(self.model):
+        if unwrap(model) is self.model:
             return SyncReport(max_gap=0.0, mean_gap=0.0, tolerance=0.0, tokens=0, seconds=0.0)
         started = time.perf_counter()
         copy_weights(model, self.model)
@@ -133,7 +134,7 @@ class TransformersEngine:
 
     def stale_layers(self, model: nn.Module) -> list[str]:
         """See `RolloutEngine.stale_layers`. Parameters are compared bit by bit in the engine's dtype."""
-        own = dict(unwrap(self.model).named_parameters())
+        own = dict(self.model.named_parameters())
         pairs = ((name, own[name], tensor.to(own[name])) for name, tensor in iter_weights(model))
         return [name for name, engine, trainer in pairs if not torch.equal(engine, trainer)]
 

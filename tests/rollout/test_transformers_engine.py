@@ -3,6 +3,7 @@
 import pytest
 import torch
 from rollout_models import build_lora, build_model
+from transformers import MistralConfig, MistralForCausalLM
 
 from negpo.errors import ConfigError
 from negpo.rollout import EngineError, Sampling, StaleWeightsError, make_engine
@@ -25,6 +26,17 @@ def test_greedy_equals_generate_of_transformers(model, prompts):
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :]
         assert sample.token_ids == expected.tolist()
         assert sample.finish_reason == ("stop" if sample.token_ids[-1] == 2 else "length")
+
+
+def test_greedy_equals_generate_when_attention_slides_over_a_window(prompts):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8, "initializer_range": 0.2}
+    model = MistralForCausalLM(MistralConfig(**shape, **heads, eos_token_id=2, pad_token_id=0)).eval()
+    rows = make_engine("transformers", model).generate(prompts, Sampling(temperature=0, max_new_tokens=24))
+    for prompt, (sample,) in zip(prompts, rows, strict=True):
+        expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :]
+        assert sample.token_ids == expected.tolist()
 
 
 @pytest.mark.parametrize("sampling", [SAMPLED, Sampling(greedy=True, max_new_tokens=24)], ids=["sampled", "greedy"])
@@ -151,6 +163,21 @@ def test_memory_that_never_suffices_is_an_error_that_names_the_request(model, pr
     monkeypatch.setattr(model, "forward", forward)
     with pytest.raises(EngineError, match=r"out of memory 3 times.*prompt 0 sample 0"):
         make_engine("transformers", model).generate(prompts, SAMPLED)
+
+
+@pytest.mark.parametrize("sampling", [SAMPLED, Sampling(greedy=True, max_new_tokens=4)])
+def test_a_model_full_of_nan_is_an_error_and_not_a_sample(model, prompts, sampling):
+    model.model.norm.weight.data[3] = torch.nan
+    with pytest.raises(EngineError, match="not finite at token 0 of prompt"):
+        make_engine("transformers", model).generate(prompts, sampling)
+
+
+def test_a_lora_model_is_decoded_with_its_adapters_and_needs_no_copy(prompts):
+    trainer = build_lora(build_model())
+    engine = make_engine("transformers", trainer)
+    assert engine.sync(trainer).tokens == 0
+    merged = make_engine("transformers", build_lora(build_model()).merge_and_unload())
+    assert tokens(engine.generate(prompts, SAMPLED)) == tokens(merged.generate(prompts, SAMPLED))
 
 
 @pytest.mark.parametrize(
