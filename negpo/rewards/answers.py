@@ -143,8 +143,17 @@ def is_name(answer: Answer) -> bool:
     if answer.node is None:
         return not re.search(r"\d", answer.latex)
     symbols = free_symbols(answer.node)
-    # 2x = 10 and x^2 = 4 do not state x; m + n = 27 and |z| = 5 state what was asked.
-    return len(symbols) > 1 or (len(symbols) == 1 and answer.node.op in {"sym", "abs", "sin", "cos", "tan"})
+    # 2x = 10 and x^2 = 4 do not state x, 5x - 7y = 0 states a line; m + n = 27 and |z| = 5 state what was asked.
+    if len(symbols) > 1:
+        return _only_symbols(answer.node)
+    return len(symbols) == 1 and answer.node.op in {"sym", "abs", "sin", "cos", "tan"}
+
+
+def _only_symbols(node: Node) -> bool:
+    """No coefficients and no constant terms; exponents and degrees of roots may be numbers."""
+    if node.op in {"pow", "root"}:
+        return _only_symbols(node.args[0])
+    return node.op == "sym" or (bool(node.args) and all(_only_symbols(arg) for arg in node.args))
 
 
 def answer_kind(answer: Answer) -> str:

@@ -51,19 +51,20 @@ def equal_expressions(left: Node, right: Node) -> bool | None:
         return _equal_numerically(left, right, symbols)
 
 
-def real_value(node: Node) -> Fraction | Any | None:
-    """A real number (Fraction or mpf) for ordering end points, None if the expression has symbols or is not real."""
+def real_value(node: Node) -> Any | None:
+    """A real number for ordering end points (mpf, or a float infinity), None if it has symbols or is not real."""
     infinite = _infinity(node)
     if infinite:
         return math.inf if infinite == "+" else -math.inf
     if free_symbols(node):
         return None
+    arithmetic = _Numeric(_PRECISIONS[0])
     try:
-        return _exact(node, {})
+        return arithmetic.real(_exact(node, {}))
     except Undecided:
         pass
     try:
-        value = _Numeric(_PRECISIONS[0]).evaluate(node, {})
+        value = arithmetic.evaluate(node, {})
     except Undecided:
         return None
     return value.real if not isinstance(value, _Huge) and _is_real(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,8 @@ from negpo.rewards.extract import Extraction, extract_answer
 from negpo.rewards.latex import AnswerError
 from negpo.rewards.reading import parse_answer
 from negpo.rewards.verdict import DEFAULT_GRADER, Status, Verdict
+
+logger = logging.getLogger(__name__)
 
 MODES = ("default", "qwen", "nsr", "nsr_math", "hendrycks", "prm800k", "math_verify")
 DEFAULT_TIMEOUT = 1.8  # seconds: with the overhead of killing a worker a verdict still comes within two
@@ -97,6 +100,9 @@ def _compare(
         return "wrong", f"the answer cannot be read: {error}"
     except RecursionError:
         return "unknown", "nested too deeply to be compared"
+    except Exception as error:  # a response must never end a training run
+        logger.warning("grading %r failed", text[:200], exc_info=True)
+        return "unknown", f"internal error: {type(error).__name__}"
     if equal is None and comparison.needs_engine:
         return None
     if equal is None:

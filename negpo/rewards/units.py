@@ -103,6 +103,8 @@ def parse_unit(text: str) -> Unit | None:
     last: list[tuple[str, int]] = []
     for piece in pieces:
         if piece[0] == "^":
+            if len(piece) == 1:
+                return None
             extra = int(re.sub(r"[^\d-]", "", piece))
             for name, power in last:
                 powers[name] += power * (extra - 1)

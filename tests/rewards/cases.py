@@ -14,7 +14,8 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("\\lfloor 3.7 \\rfloor", "3", True), ("|{-3}|", "3", True), ("7^{2024} \\bmod 100", "1", True),
         ("7\\pmod{12}", "7", True),
         ("twelve", "12", True), ("twenty-one", "21", True), ("3\\text{ million}", "3000000", True), ("nan", "5", False),
-        ("\\frac{5}{0}", "0", False), ("2 3", "6", False), ("2(3)", "6", True), ("\\mathbf{7}", "7", True),
+        ("\\frac{5}{0}", "0", False), ("2 3", "6", False), ("7'", "7", False),
+        ("7\\pmod{11}", "7\\pmod{10}", False), ("2(3)", "6", True), ("\\mathbf{7}", "7", True),
         ("{5 \\choose 2}", "10", True),
     ],
     "percent": [
@@ -49,7 +50,8 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("y=2x+3", "2x+3", True), ("2x+3", "y=2x+3", True), ("y-2x=3", "y=2x+3", True), ("f(x)=2x+3", "y=2x+3", True),
         ("y=2x-3", "y=2x+3", False), ("x=5", "5", True), ("5=x", "5", True), ("y=5", "x=5", False),
         ("m+n=27", "27", True),
-        ("2x=10", "10", False), ("x^2=4", "4", False), ("3+4=7", "7", True), ("3+4=8", "8", False),
+        ("2x=10", "10", False), ("x^2=4", "4", False), ("5x-7y=0", "0", False), ("3+4=7", "7", True),
+        ("3+4=8", "8", False),
         ("x=2+3=6", "6", False),
         ("2x+2y=4", "x+y=2", True), ("x^2+2x+1=0", "x^2+2x+1", False), ("x \\equiv 7 \\pmod{12}", "7", True),
         ("x+y<2", "2x+2y<4", True), ("x+y>2", "2x+2y<4", False), ("2>x+y", "x+y<2", True),
@@ -117,3 +119,12 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("(C) 7", "7", True),
     ],
 }  # fmt: skip
+
+# Pieces of LaTeX to be put together at random.
+FRAGMENTS = [
+    "\\frac", "{", "}", "(", ")", "[", "]", "1", "2", "x", "^", "_", "\\sqrt", "\\text{", "cm", ",", "\\pm", "=", "<",
+    "\\le", "\\cup", "\\infty", "%", "\\$", ".", "!", "|", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "or",
+    "and", "\\boxed{", "\\sin", "\\log", "-", "+", "*", "/", ":", "e", "i", "^\\circ", "\\overline", "\\lfloor",
+    "\\approx", "\\{", "\\}", "\\in", "million", "\\choose", "\\pmod", "\\mathbb{R}", "A", "(B)", "\u0000", "٣", "²",
+    "é", "\\left", "\\right", "\\begin", "\\deg", "dollar",
+]  # fmt: skip

@@ -1,12 +1,14 @@
 """The default grader: typed comparison, conventions, gold answers, bad input, time limits."""
 
+import random
 import time
 
 import pytest
-from cases import CASES
+from cases import CASES, FRAGMENTS
 
 from negpo.errors import ConfigError, DataError
 from negpo.rewards import grade, validate_gold
+from negpo.rewards.grader import grade_here
 
 FLAT = [(category, *case) for category, cases in CASES.items() for case in cases]
 
@@ -143,3 +145,14 @@ def test_huge_numbers_are_told_apart_without_computing_them(answer, gold, status
     started = time.perf_counter()
     assert grade(boxed(answer), gold).status == status
     assert time.perf_counter() - started < 1
+
+
+def test_random_fragments_of_latex_are_decided_quickly_and_never_raise():
+    generator = random.Random(0)
+    for _ in range(1500):
+        answer = "".join(generator.choice(FRAGMENTS) for _ in range(generator.randint(1, 10)))
+        gold = generator.choice(["1", "\\frac{x}{2}", "(1,2]", "\\text{even}", "x=1,2", "x \\le 3", "12\\text{ cm}"])
+        started = time.perf_counter()
+        verdict = grade_here(f"\\boxed{{{answer}}}", gold)
+        assert time.perf_counter() - started < 2
+        assert verdict is None or not verdict.reason.startswith("internal error"), (answer, gold)
