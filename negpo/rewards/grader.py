@@ -100,6 +100,8 @@ def _compare(
         return "wrong", f"the answer cannot be read: {error}"
     except RecursionError:
         return "unknown", "nested too deeply to be compared"
+    except MemoryError:
+        raise  # the worker reports its limit
     except Exception as error:  # a response must never end a training run
         logger.warning("grading %r failed", text[:200], exc_info=True)
         return "unknown", f"internal error: {type(error).__name__}"

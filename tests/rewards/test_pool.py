@@ -55,9 +55,9 @@ def test_a_killed_worker_is_replaced_and_its_item_is_unknown():
         assert pool.stats()["respawns"] >= 1
 
 
-def test_a_memory_hog_is_unknown_and_the_next_item_is_graded(tmp_path):
+def test_a_memory_hog_is_unknown_and_the_next_item_is_answered():
     code = (
-        "import sys, json; sys.argv=['w','400']\n"
+        "import sys; sys.argv=['w','400']\n"
         "from negpo.rewards import engine, worker\n"
         "engine.symbolic_equal = lambda gold, pred: bytearray(10**9) and True\n"
         "worker.main(sys.argv)\n"
