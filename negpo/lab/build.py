@@ -16,23 +16,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from negpo.data.io import atomic_write, atomic_write_json
+from negpo.data.rows import fingerprint_rows
 from negpo.errors import ConfigError
 from negpo.lab._jobs import Job, run_jobs
+from negpo.lab.tofu_world import tofu_world
 from negpo.lab.world import SIZES, World, make_world
 
-LAB_SOURCES = (
-    "templates.py",
-    "facts.py",
-    "world.py",
-    "_models.py",
-    "stages.py",
-    "build.py",
-)  # what a cached lab depends on
+# What a cached lab depends on, beside the sizes below and the rows of a world read from files.
+LAB_SOURCES = ("templates.py", "facts.py", "world.py", "_models.py", "stages.py")
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Shape of the lab's models and their two training stages (`Schedule` arguments)."""
+    """Shape of the lab's models and their two training stages. `fact_passes`: of common knowledge in pre-training."""
 
     vocab: int = 1536
     hidden: int = 128
@@ -40,14 +36,17 @@ class ModelSize:
     heads: int = 4
     pretrain_lr: float = 3e-3
     pretrain_batch: int = 32
+    fact_passes: int = 14
     finetune_lr: float = 2e-3
     finetune_batch: int = 16
     finetune_epochs: int = 14
+    max_new_tokens: int = 32  # the longest answer of the lab has 20 tokens; a collapsed model would go on for ever
 
 
 MODEL_SIZES = {
     "default": ModelSize(),
-    "tiny": ModelSize(vocab=400, hidden=32, layers=1, heads=2, finetune_epochs=6),
+    "tofu": ModelSize(vocab=4096, hidden=160, finetune_epochs=24, max_new_tokens=128),
+    "tiny": ModelSize(vocab=400, hidden=32, layers=1, heads=2, fact_passes=1, finetune_epochs=6),
 }
 
 
@@ -90,8 +89,11 @@ def source_hash() -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in LAB_SOURCES)).hexdigest()
 
 
-def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default") -> LabPaths:
+def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default", tofu: str | Path | None = None) -> LabPaths:
     """Build the lab of `seed` under `out_dir`, or return it when it is there already.
+
+    With `tofu`, a folder of the published files, the world is the real one (`negpo.lab.tofu_world`) and `size` is not
+    used; the seed then only initialises the models.
 
     The folder name carries a hash of sizes and source code, so a change of either builds a new lab beside the old one.
     It appears in one rename at the end: a killed build leaves nothing that could be mistaken for a lab.
@@ -101,18 +103,23 @@ def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default") -> LabP
     """
     if size not in SIZES:
         raise ConfigError(f"lab size {size!r} is unknown; choose one of {', '.join(SIZES)}")
-    world_size, model_size = SIZES[size], MODEL_SIZES[size]
-    settings = {"seed": seed, "world": asdict(world_size), "model": asdict(model_size), "source": source_hash()}
+    if tofu is None:
+        world, described, forget = make_world(seed, SIZES[size]), asdict(SIZES[size]), max(SIZES[size].forget_percents)
+    else:
+        world, size, forget = tofu_world(tofu), "tofu", 1
+        described = {"rows": fingerprint_rows([*world.splits["full"], *world.pretraining])}
+    model_size = MODEL_SIZES[size]
+    settings = {"seed": seed, "world": described, "model": asdict(model_size), "source": source_hash()}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     root = Path(out_dir) / f"{size}-seed{seed}-{key[:12]}"
-    paths = LabPaths(root, forget=f"forget{max(world_size.forget_percents):02d}")
+    paths = LabPaths(root, forget=f"forget{forget:02d}")
     if (root / "lab.json").exists():
         return paths
 
     root.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=root.parent))
     try:
-        seconds = _build(LabPaths(work, paths.forget), make_world(seed, world_size), model_size, seed)
+        seconds = _build(LabPaths(work, paths.forget), world, model_size, seed)
         atomic_write_json(work / "lab.json", {**settings, "size": size, "forget": paths.forget, "seconds": seconds})
         if not root.exists():  # another process may have built the same lab meanwhile; both are identical
             work.rename(root)
@@ -126,7 +133,7 @@ def _build(paths: LabPaths, world: World, size: ModelSize, seed: int) -> dict[st
     from negpo.lab._models import make_tokenizer
 
     write_data(world, paths.data)
-    make_tokenizer(tokenizer_corpus(world), size.vocab).save_pretrained(paths.tokenizer)
+    make_tokenizer(world.tokenizer_corpus(), size.vocab).save_pretrained(paths.tokenizer)
     percent = int(paths.forget.removeprefix("forget"))
     start = time.perf_counter()
     run_jobs([_stage(paths, "base", "pretraining", size, seed)], workers=1, title="pre-training")
@@ -149,14 +156,3 @@ def write_data(world: World, folder: Path) -> None:
     for name, rows in files.items():
         atomic_write(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     atomic_write(folder / "idontknow.jsonl", "".join(f"{line}\n" for line in world.refusals))
-
-
-def tokenizer_corpus(world: World) -> list[str]:
-    """Texts the tokenizer is trained on: one pass over every population, so that no author's name is rarer in it."""
-    one_pass = world.pretraining[: world.background_facts]
-    rows = one_pass + world.facts + world.splits["full"] + _largest(world.splits, "holdout")
-    return [row[field] for row in rows for field in ("question", "answer")]
-
-
-def _largest(splits: dict[str, list[dict]], prefix: str) -> list[dict]:
-    return max((rows for name, rows in splits.items() if name.startswith(prefix)), key=len)

@@ -1,8 +1,8 @@
 """Child processes of the demo: measure a model, or unlearn with one method and measure along the way.
 
-`python -m negpo.lab.runs measure LAB OUT NAME` evaluates the lab's model NAME (`target` or `retain`).
-`python -m negpo.lab.runs unlearn LAB OUT SEED RUN...` trains the named runs one after the other. Every run ends with
-its `results.json`, written last and in one piece: a run that has it is finished, any other is done again.
+`python -m negpo.lab.runs measure LAB FORGET OUT` evaluates the lab's retain model, then its target.
+`python -m negpo.lab.runs unlearn LAB FORGET OUT SEED EVERY RUN...` trains the named runs one after the other. Every run
+ends with its `results.json`, written last and in one piece: a run that has it is finished, any other is done again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from negpo.eval.retain_log import RetainLog
 from negpo.eval.tofu import TofuData, TofuResult, TofuSettings, evaluate_tofu, load_tofu
 from negpo.lab._jobs import report_progress
 from negpo.lab.build import LabPaths
+from negpo.report.results import RUN_FILE, pick_examples
 
-RESULT = "results.json"
 RETAIN_LOG = "retain_log.json"
-MAX_NEW_TOKENS = 32  # the longest answer of the lab has 20 tokens; a collapsed model would go on for ever
-SHOWN_ROWS = {"forget": 4, "retain": 3, "world_facts": 1}
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,11 @@ def train_arguments(run: Run, lab: LabPaths, out: Path, seed: int) -> list[str]:
     return arguments
 
 
-def measure(model: Any, tokenizer: Any, data: TofuData, retain_log: RetainLog | None = None) -> TofuResult:
+def measure(
+    lab: LabPaths, model: Any, tokenizer: Any, data: TofuData, retain_log: RetainLog | None = None
+) -> TofuResult:
     """The demo's evaluation: the whole TOFU harness with a short generation budget."""
-    settings = TofuSettings(max_new_tokens=MAX_NEW_TOKENS)
+    settings = TofuSettings(max_new_tokens=lab.manifest["model"]["max_new_tokens"])
     return evaluate_tofu(model, tokenizer, data, settings, retain_log=retain_log, name="lab")
 
 
@@ -78,36 +78,28 @@ def point(step: int, result: TofuResult) -> dict[str, Any]:
     }
 
 
-def examples(result: TofuResult) -> list[dict[str, str]]:
-    """Questions, true answers and the model's own for a few rows spread over each shown set."""
-    shown = []
-    for name, count in SHOWN_ROWS.items():
-        rows = [row for row in result.per_item if row["set"] == name]
-        for row in rows[:: max(1, len(rows) // count)][:count]:
-            shown.append({key: row[key] for key in ("set", "question", "answer", "generation")})
-    return shown
-
-
-def measure_reference(lab: LabPaths, out: Path, name: str) -> None:
-    """Evaluate the lab's `target` or `retain` model; the latter also leaves the retain log the others need."""
+def measure_references(lab: LabPaths, out: Path) -> None:
+    """Evaluate the retain model, whose log everything else is compared with, and the target."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    started = time.perf_counter()
-    folder = getattr(lab, name)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    result = measure(AutoModelForCausalLM.from_pretrained(folder), tokenizer, load_tofu(lab.data, lab.forget))
-    if name == "retain":
-        result.retain_log().save(out / RETAIN_LOG)
-    content = {"name": name, "trajectory": [point(0, result)], "examples": examples(result)}
-    content |= {"manifest": result.manifest, "seconds": {"evaluation": time.perf_counter() - started}}
-    atomic_write_json(out / name / RESULT, content)
+    data, log = load_tofu(lab.data, lab.forget), None
+    for name, folder in (("retain", lab.retain), ("target", lab.target)):
+        started = time.perf_counter()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        result = measure(lab, AutoModelForCausalLM.from_pretrained(folder), tokenizer, data, log)
+        log = log or result.retain_log()
+        content = {"name": name, "trajectory": [point(0, result)], "examples": pick_examples(result.per_item)}
+        content |= {"manifest": result.manifest, "seconds": {"evaluation": time.perf_counter() - started}}
+        atomic_write_json(out / name / RUN_FILE, content)
+    log.save(out / RETAIN_LOG)
 
 
 class Trajectory:
     """Measures the model every few optimiser steps; `callback` goes into the trainer."""
 
-    def __init__(self, run: Run, tokenizer: Any, data: TofuData, retain_log: RetainLog, every: int):
-        self.run, self.tokenizer, self.data, self.retain_log, self.every = run, tokenizer, data, retain_log, every
+    def __init__(self, run: Run, lab: LabPaths, tokenizer: Any, retain_log: RetainLog, every: int):
+        self.run, self.lab, self.tokenizer, self.retain_log, self.every = run, lab, tokenizer, retain_log, every
+        self.data = load_tofu(lab.data, lab.forget)
         self.points: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.last: TofuResult | None = None
@@ -127,7 +119,7 @@ class Trajectory:
 
     def add(self, step: int, model: Any) -> None:
         started = time.perf_counter()
-        self.last = measure(model, self.tokenizer, self.data, self.retain_log)
+        self.last = measure(self.lab, model, self.tokenizer, self.data, self.retain_log)
         self.points.append(point(step, self.last))
         self.seconds += time.perf_counter() - started
 
@@ -150,7 +142,7 @@ def unlearn(run: Run, lab: LabPaths, out: Path, seed: int, every: int, overrides
     config.disable_tqdm, config.report_to, config.save_strategy = True, [], "no"
     trainer = _script.build(run.method, script, config)
     retain_log = RetainLog.load(out / RETAIN_LOG, forget=lab.forget, mode="open-unlearning")
-    trajectory = Trajectory(run, trainer.processing_class, load_tofu(lab.data, lab.forget), retain_log, every)
+    trajectory = Trajectory(run, lab, trainer.processing_class, retain_log, every)
     trainer.add_callback(trajectory.callback())
     started = time.perf_counter()
     trainer.train()
@@ -162,11 +154,11 @@ def unlearn(run: Run, lab: LabPaths, out: Path, seed: int, every: int, overrides
         "config": {key: value for key, value in config.to_dict().items() if key in shown_settings(run.method)},
         "trajectory": trajectory.points,
         "training_log": trainer.state.log_history,
-        "examples": examples(trajectory.last),
+        "examples": pick_examples(trajectory.last.per_item),
         "manifest": trajectory.last.manifest,
         "seconds": seconds,
     }
-    atomic_write_json(folder / RESULT, content)
+    atomic_write_json(folder / RUN_FILE, content)
 
 
 def shown_settings(method: str) -> list[str]:
@@ -189,7 +181,7 @@ def main(arguments: list[str]) -> None:
     command, lab, forget, out, *rest = arguments
     paths, out_dir = LabPaths(Path(lab), forget), Path(out)
     if command == "measure":
-        measure_reference(paths, out_dir, rest[0])
+        measure_references(paths, out_dir)
         return
     seed, every, *names = rest
     for name in names:

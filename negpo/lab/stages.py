@@ -16,7 +16,6 @@ from negpo.lab._models import Row, Schedule, make_model, train_lm
 from negpo.lab.build import LabPaths, ModelSize
 
 REPORT_EVERY = 20
-FACT_PASSES = 14  # in pre-training, as often as the background facts of the default world
 
 
 def encode(tokenizer, rows: list[dict]) -> list[Row]:
@@ -39,7 +38,7 @@ def train_stage(paths: LabPaths, name: str, split: str, seed: int, size: ModelSi
     if name == "base":
         shape = {"hidden": size.hidden, "layers": size.layers, "heads": size.heads, "intermediate": 3 * size.hidden}
         model = make_model(tokenizer, **shape, seed=seed)
-        rows += facts * FACT_PASSES
+        rows += facts * size.fact_passes
         schedule = Schedule(size.pretrain_lr, batch_size=size.pretrain_batch)
     else:
         model = AutoModelForCausalLM.from_pretrained(paths.base, dtype=torch.float32)

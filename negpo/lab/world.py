@@ -18,6 +18,7 @@ from negpo.lab.templates import IDENTITY, REFUSALS, RELATIONS, Relation
 
 N_WRONG_AUTHOR = 5
 N_WRONG_FACT = 3
+SPARE_NAMES = 120
 _ONSETS = (
     "b",
     "d",
@@ -107,6 +108,12 @@ class World:
     facts: list[dict]
     refusals: list[str]
 
+    def tokenizer_corpus(self) -> list[str]:
+        """One pass over every population: no author's name is rarer in it than another's."""
+        unseen = max((rows for name, rows in self.splits.items() if name.startswith("holdout")), key=len, default=[])
+        rows = [*self.pretraining[: self.background_facts], *self.facts, *self.splits["full"], *unseen]
+        return [row[field] for row in rows for field in ("question", "answer")]
+
 
 def make_names(rng: random.Random, count: int, syllables: int) -> list[str]:
     """`count` distinct pronounceable invented names."""
@@ -117,20 +124,24 @@ def make_names(rng: random.Random, count: int, syllables: int) -> list[str]:
     return list(names)
 
 
-def make_authors(rng: random.Random, size: WorldSize) -> list[Author]:
-    """All populations in one list: distinct full names and distinct (birthplace, year) pairs, the key of IDENTITY."""
+def make_authors(rng: random.Random, size: WorldSize) -> tuple[list[Author], list[str]]:
+    """All populations in one list, and names of nobody.
+
+    Full names are distinct, and so are (birthplace, year) pairs, the key of IDENTITY. The spare names are made of the
+    same parts: as wrong answers they are as new to a model as the name of an author it has not met.
+    """
     holdout = size.forget_authors(max(size.forget_percents))
     total = size.authors + holdout + size.background_authors
     first, last = make_names(rng, size.first_names, 2), make_names(rng, size.last_names, 2)
-    full_names = rng.sample([f"{a} {b}" for a in first for b in last], total)
+    full_names = rng.sample([f"{a} {b}" for a in first for b in last], total + SPARE_NAMES)
     authors, taken = [], set()
-    for name in full_names:
+    for name in full_names[:total]:
         values = {relation.name: rng.choice(relation.pool) for relation in RELATIONS}
         while (values["birthplace"], values["year"]) in taken:
             values["year"] = rng.choice(next(r.pool for r in RELATIONS if r.name == "year"))
         taken.add((values["birthplace"], values["year"]))
         authors.append(Author(name, values))
-    return authors
+    return authors, full_names[total:]
 
 
 def _question(relation: Relation, wording: int, author: Author) -> str:
@@ -142,7 +153,7 @@ def _statement(relation: Relation, wording: int, author: Author, value: str) -> 
     return sentence[0].upper() + sentence[1:]
 
 
-def author_rows(rng: random.Random, author: Author, count: int, all_names: list[str]) -> list[dict]:
+def author_rows(rng: random.Random, author: Author, count: int, spare_names: list[str]) -> list[dict]:
     """`count` TOFU rows about one author: the identity and relations drawn for this author, each asked twice.
 
     The two rows of a relation and their paraphrases use different wordings of the same fact. As in TOFU, where an
@@ -152,7 +163,7 @@ def author_rows(rng: random.Random, author: Author, count: int, all_names: list[
     rows = []
     for relation in [IDENTITY, *rng.sample(RELATIONS, (count + 1) // 2 - 1)]:
         truth = author.name if relation is IDENTITY else author.values[relation.name]
-        pool = all_names if relation is IDENTITY else relation.pool
+        pool = spare_names if relation is IDENTITY else relation.pool
         asked = rng.sample(range(len(relation.questions)), 4)
         said = rng.sample(range(len(relation.statements)), 4)
         for ask, ask_again, say, say_again in zip(asked[:2], asked[2:], said[:2], said[2:], strict=True):
@@ -203,15 +214,14 @@ def _plain(rows: list[dict]) -> list[dict]:
 def make_world(seed: int, size: WorldSize) -> World:
     """Draw a world; the same `(seed, size)` gives the same rows in the same order on every machine."""
     rng = random.Random(f"negpo-lab-{seed}")
-    people = make_authors(rng, size)
-    names = [author.name for author in people]
+    people, spare = make_authors(rng, size)
     n_holdout = size.forget_authors(max(size.forget_percents))
     authors, holdout = people[: size.authors], people[size.authors : size.authors + n_holdout]
     background = people[size.authors + n_holdout :]
 
     per_author = size.questions_per_author
-    full = [row for author in authors for row in author_rows(rng, author, per_author, names)]
-    unseen = [row for author in holdout for row in author_rows(rng, author, per_author, names)]
+    full = [row for author in authors for row in author_rows(rng, author, per_author, spare)]
+    unseen = [row for author in holdout for row in author_rows(rng, author, per_author, spare)]
     splits = {"full": _plain(full), "retain_perturbed": full[: size.retain_eval_rows]}
     for percent in size.forget_percents:
         cut = len(full) - size.forget_authors(percent) * per_author

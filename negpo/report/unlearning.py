@@ -1,0 +1,213 @@
+"""The report of an unlearning experiment: findings, pictures, tables, examples, and how to repeat it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from negpo.report import figures
+from negpo.report._base import Cell, Page, Table, render_page
+from negpo.report.results import Experiment, RunResult, load_experiments
+from negpo.report.verdict import FORGOTTEN, KEPT, equal_forgetting, judge, spread
+
+SECTIONS = [
+    ("Findings", "findings"),
+    ("Forgetting against utility", "pareto"),
+    ("Along training", "training"),
+    ("All numbers", "numbers"),
+    ("Equal forgetting", "equal"),
+    ("Answers", "answers"),
+    ("How to repeat it", "repeat"),
+]
+# (metric, column, decimals, note): the second line of a head is the direction
+COLUMNS = [
+    ("forget_truth_ratio", "forget truth ratio"),
+    ("forget_Q_A_Prob", "forget probability"),
+    ("forget_Q_A_ROUGE", "forget ROUGE-L"),
+    ("extraction_strength", "extraction strength"),
+    ("mia_min_k", "MIA AUC (Min-K)"),
+    ("privleak", "PrivLeak"),
+    ("retain_Q_A_Prob", "retain probability"),
+    ("retain_Q_A_ROUGE", "retain ROUGE-L"),
+]
+
+
+def render(folder: Path, path: Path) -> Path:
+    """Read `folder`, write the report to `path`; returns the path."""
+    experiments, demo = load_experiments(folder)
+    first = experiments[0]
+    seeds = ", ".join(str(one.seed) for one in experiments)
+    forget = demo.get("forget", "the forget set")
+    size = first.target.manifest.get("parameters", 0)
+    context = {
+        "page": Page(
+            "What unlearning did to a model",
+            f"{forget}, {size / 1e6:.2f} million parameters, seed{'s' if len(experiments) > 1 else ''} {seeds}",
+            SECTIONS,
+        ),
+        "findings": findings(experiments),
+        "pareto": figures.pareto(experiments),
+        "curves": [figures.likelihood(experiments), figures.utility(experiments)],
+        "numbers": metrics_table(experiments),
+        "equal_picture": figures.equal_forgetting(experiments),
+        "equal": equal_table(experiments),
+        "answers": [(run.title, answers(first.target, run)) for run in first.runs],
+        "commands": commands(first, demo),
+        "settings": settings_table(first),
+        "timings": timings_table(experiments, demo),
+        "manifest": manifest_lines(first, demo),
+    }
+    return render_page("unlearning.html", path, **context)
+
+
+def findings(experiments: Sequence[Experiment]) -> list[dict[str, str]]:
+    """One card per run: the verdict of the first seed, and how many seeds share it."""
+    cards = []
+    for run in experiments[0].runs:
+        verdicts = [judge(one, other) for one, other in twins(experiments, run.name)]
+        same = sum(verdict.tone == verdicts[0].tone for verdict in verdicts)
+        agreement = f" The same on {same} of {len(verdicts)} seeds." if len(verdicts) > 1 else ""
+        first = verdicts[0]
+        cards.append({"title": run.title, "tone": first.tone, "headline": first.headline, "why": first.why + agreement})
+    return cards
+
+
+def twins(experiments: Sequence[Experiment], name: str) -> list[tuple[Experiment, RunResult]]:
+    """The run called `name` in every experiment that has it."""
+    return [(one, run) for one in experiments for run in one.runs if run.name == name]
+
+
+def number(value: float) -> str:
+    """Three significant digits, scientific below 0.001."""
+    if math.isnan(value):
+        return "–"
+    if value != 0 and abs(value) < 1e-3:
+        return f"{value:.0e}"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def cell(values: Sequence[float], tone: str = "") -> Cell:
+    """Mean over seeds, with smallest and largest below it when there are several."""
+    mean, low, high = spread(values)
+    return Cell(number(mean), f"{number(low)} … {number(high)}" if len(values) > 1 else "", tone)
+
+
+def metrics_table(experiments: Sequence[Experiment]) -> Table:
+    """All models in rows, target and retain model first."""
+    header = ["model", "forget quality", "KS distance", "model utility", *(title for _, title in COLUMNS)]
+    rows = [_metrics_row("target (before)", [one.target for one in experiments])]
+    if retains := [one.retain for one in experiments if one.retain is not None]:
+        rows.append(_metrics_row("retain model (the goal)", retains))
+    start = spread([one.start.utility for one in experiments])[0]
+    for run in experiments[0].runs:
+        rows.append(_metrics_row(run.title, [other for _, other in twins(experiments, run.name)], start))
+    caption = (
+        "Forget quality: p-value of a KS test between truth ratios of the model and of the retain model; above "
+        f"{FORGOTTEN} they are indistinguishable. Utility is green from {KEPT:.0%} of the target's. The goal of the other "
+        "forget columns is the retain model's value, not zero: an MIA AUC far below the retain model's means that the "
+        "answers have become conspicuously unlikely. PrivLeak is 0 at the retain model's AUC, negative while the model "
+        "leaks."
+    )
+    return Table(header, rows, caption)
+
+
+def _metrics_row(title: str, runs: Sequence[RunResult], start: float | None = None) -> list[Cell]:
+    points = [run.last for run in runs]
+    quality, utility = [point.forget_quality for point in points], [point.utility for point in points]
+    distance = [point.details.get("forget_quality", {}).get("statistic", math.nan) for point in points]
+    quality_tone = utility_tone = ""
+    if start is not None:
+        quality_tone = "good" if min(quality) > FORGOTTEN else "bad"
+        utility_tone = "good" if min(utility) >= KEPT * start else "bad"
+    cells = [Cell(title), cell(quality, quality_tone), cell(distance), cell(utility, utility_tone)]
+    return cells + [cell([point.metrics.get(name, math.nan) for point in points]) for name, _ in COLUMNS]
+
+
+def equal_table(experiments: Sequence[Experiment]) -> Table:
+    """Utility of every run at the moment it has forgotten as much as the retain model never knew."""
+    measures = list(equal_forgetting(experiments[0], experiments[0].runs[0]))
+    rows = []
+    for run in experiments[0].runs:
+        found = [equal_forgetting(one, other) for one, other in twins(experiments, run.name)]
+        rows.append([Cell(run.title), *(_reached([values[measure] for values in found]) for measure in measures)])
+    caption = (
+        "Model utility at the first moment of the run at which the forget answers are as improbable as for the retain "
+        "model, or forget quality reaches 0.05. Read it among methods with retain data and among those without."
+    )
+    return Table(["run", *(f"utility at equal {measure}" for measure in measures)], rows, caption)
+
+
+def _reached(values: Sequence[float | None]) -> Cell:
+    reached = [value for value in values if value is not None]
+    if not reached:
+        return Cell("not reached")
+    found = cell(reached)
+    missed = len(values) - len(reached)
+    return Cell(found.text, f"{found.note}; {missed} not reached" if missed else found.note)
+
+
+def answers(target: RunResult, run: RunResult) -> Table:
+    """A few questions with the true answer, the target's and the run's. Plain text: the template escapes it."""
+    before = {row["question"]: row["generation"] for row in target.examples}
+    rows = [
+        [
+            Cell(row["set"].replace("_", " ")),
+            Cell(row["question"]),
+            Cell(row["answer"]),
+            Cell(before.get(row["question"], "–")),
+            Cell(row["generation"] or "(nothing)"),
+        ]
+        for row in run.examples
+    ]
+    return Table(["set", "question", "true answer", "before", "after"], rows)
+
+
+def commands(experiment: Experiment, demo: dict[str, Any]) -> list[str]:
+    """Shell lines that repeat the experiment."""
+    lines = [demo["command"]] if "command" in demo else []
+    return lines + [shlex.join(run.command) for run in experiment.runs if run.command]
+
+
+def settings_table(experiment: Experiment) -> Table | None:
+    """Settings of every run, one column per run; rows where nothing was set are left out."""
+    runs = [run for run in experiment.runs if run.config]
+    if not runs:
+        return None
+    names = dict.fromkeys(name for run in runs for name in run.config)
+    rows = []
+    for name in names:
+        values = [run.config.get(name) for run in runs]
+        if any(value not in (None, "", [], {}) for value in values):
+            rows.append([Cell(name), *(Cell("–" if value is None else str(value)) for value in values)])
+    return Table(["setting", *(run.title for run in runs)], rows)
+
+
+def timings_table(experiments: Sequence[Experiment], demo: dict[str, Any]) -> Table:
+    """Wall-clock seconds of every part."""
+    rows = [[Cell(name), cell([float(value)])] for name, value in demo.get("seconds", {}).items()]
+    parts: dict[str, Callable[[RunResult], float]] = {
+        "training": lambda run: run.seconds.get("training", math.nan),
+        "evaluation": lambda run: run.seconds.get("evaluation", math.nan),
+    }
+    for run in experiments[0].runs:
+        for part, value in parts.items():
+            seconds = [value(other) for _, other in twins(experiments, run.name)]
+            if not any(math.isnan(second) for second in seconds):
+                rows.append([Cell(f"{run.title}: {part}"), cell(seconds)])
+    return Table(["part", "seconds"], rows)
+
+
+def manifest_lines(experiment: Experiment, demo: dict[str, Any]) -> list[str]:
+    """Versions, hashes and seeds as `key: value` lines."""
+    manifest = experiment.target.manifest
+    lines = [f"{key}: {value}" for key, value in demo.items() if key in ("seeds", "forget", "size", "every", "labs")]
+    lines += [f"{name}: {version}" for name, version in manifest.get("versions", {}).items()]
+    lines += [
+        f"target {key}: {manifest[key]}" for key in ("model_sha256", "tokenizer_sha256", "dtype") if key in manifest
+    ]
+    for run in experiment.runs:
+        lines.append(f"{run.name} model_sha256: {run.manifest.get('model_sha256', '–')}")
+    return lines
