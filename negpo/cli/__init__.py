@@ -9,12 +9,15 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import doctor, eval, reproduce, train
+from negpo.cli import demo, doctor, eval, lab, report, reproduce, train
 from negpo.errors import NegpoError
 
 COMMANDS = {
+    "demo": demo,
     "train": train,
     "eval": eval,
+    "report": report,
+    "lab": lab,
     "reproduce": reproduce,
     "doctor": doctor,
 }
