@@ -11,11 +11,16 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from negpo.errors import NegpoError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 PROGRESS_MARK = "@@progress"
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
@@ -53,6 +58,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, title: str) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     failures: list[str] = []
+    running: list[subprocess.Popen] = []
     slots = threading.Semaphore(workers)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
     with Progress(*columns, disable=not jobs) as progress:
@@ -60,40 +66,50 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, title: str) -> None:
         def work(job: Job) -> None:
             with slots:
                 bar = progress.add_task(f"{title} {job.name}", total=None, text="starting")
-                status = _run(
-                    job, lambda done, total, text: progress.update(bar, completed=done, total=total, text=text)
-                )
+                child = _start(job)
+                running.append(child)
+                status = _follow(child, job, partial(_move, progress, bar))
                 progress.update(bar, text="failed" if status else "done", visible=True)
                 if status:
-                    failures.append(f"{job.name} ended with status {status}, log {job.log}:\n{_tail(job.log)}")
+                    failures.append(f"{job.name} ended with status {status}; the end of {job.log}:\n{_tail(job.log)}")
 
         threads = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:  # an interrupt of the parent ends the children
+            for child in running:
+                child.terminate()
     if failures:
         raise NegpoError("\n".join(failures))
 
 
-def _run(job: Job, on_progress) -> int:
-    """Run one child to its end and return its exit status; an interrupt of the parent ends the child too."""
+def _start(job: Job) -> subprocess.Popen:
+    """Start one child; standard error goes to its log, standard output is read by `_follow`."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", job.module, *job.arguments]
     with job.log.open("w", encoding="utf-8") as log:
-        command = [sys.executable, "-m", job.module, *job.arguments]
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=single_thread_environment()
-        )
-        assert child.stdout is not None
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=single_thread_environment())
+
+
+def _follow(child: subprocess.Popen, job: Job, on_progress: Callable[[int, int, str], None]) -> int:
+    """Read the child's output to its end; progress lines move the bar, others go to the log. Returns its status."""
+    assert child.stdout is not None
+    with job.log.open("a", encoding="utf-8") as log:
         for line in child.stdout:
             mark, _, rest = line.rstrip("\n").partition(" ")
-            if mark == PROGRESS_MARK:
-                done, total, *text = rest.split(" ", 2)
-                on_progress(int(done), int(total), text[0] if text else "")
-            else:
+            if mark != PROGRESS_MARK:
                 log.write(line)
-                log.flush()
-        return child.wait()
+                continue
+            done, total, *text = rest.split(" ", 2)
+            on_progress(int(done), int(total), text[0] if text else "")
+    return child.wait()
+
+
+def _move(progress: Progress, bar: TaskID, done: int, total: int, text: str) -> None:
+    progress.update(bar, completed=done, total=total, text=text)
 
 
 def _tail(path: Path, lines: int = 15) -> str:

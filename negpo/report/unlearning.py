@@ -106,10 +106,10 @@ def metrics_table(experiments: Sequence[Experiment]) -> Table:
         rows.append(_metrics_row(run.title, [other for _, other in twins(experiments, run.name)], start))
     caption = (
         "Forget quality: p-value of a KS test between truth ratios of the model and of the retain model; above "
-        f"{FORGOTTEN} they are indistinguishable. Utility is green from {KEPT:.0%} of the target's. The goal of the other "
-        "forget columns is the retain model's value, not zero: an MIA AUC far below the retain model's means that the "
-        "answers have become conspicuously unlikely. PrivLeak is 0 at the retain model's AUC, negative while the model "
-        "leaks."
+        f"{FORGOTTEN} they are indistinguishable. Utility is green from {KEPT:.0%} of the target's. The goal of the "
+        "other forget columns is the retain model's value, not zero: an MIA AUC far below the retain model's means that "
+        "the answers have become conspicuously unlikely. PrivLeak is 0 at the retain model's AUC, negative while the "
+        "model leaks."
     )
     return Table(header, rows, caption)
 
