@@ -22,7 +22,12 @@ from negpo.trainers._data import (
     collate,
     encode_rows,
 )
-from negpo.trainers._model import check_vocabulary, choose_trainable, load_model, load_tokenizer
+from negpo.trainers._model import (
+    check_vocabulary,
+    choose_trainable,
+    load_model,
+    load_tokenizer,
+)
 from negpo.trainers._offline import OfflineTrainer
 from negpo.trainers._reference import Reference
 

@@ -3,8 +3,11 @@
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from negpo.errors import ConfigError
 
@@ -96,6 +99,40 @@ def freeze_all_but(model: Any, patterns: Sequence[str]) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return sorted(chosen)
+
+
+@contextmanager
+def rows_of_tied_embedding(model: Any) -> Iterator[None]:
+    """Around one forward and backward: a tied embedding's input side adds its gradient as rows, in place.
+
+    Autograd would build a second (V, H) matrix, zero but for the rows of the batch, and add it to the head's: one more
+    copy of the largest weight and two passes over it. Only in float32 on a CPU: on a GPU such additions are not
+    deterministic, in half precision they round. The model must not be wrapped, or its hooks would miss the rows.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = getattr(embedding, "weight", None)
+    tied = isinstance(embedding, torch.nn.Embedding) and weight is getattr(head, "weight", None)
+    if not (tied and weight.requires_grad and weight.device.type == "cpu" and weight.dtype == torch.float32):
+        yield
+        return
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def cut(module: Any, arguments: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor | None:
+        if not output.requires_grad:
+            return None
+        states = output.detach().requires_grad_()
+        states.register_hook(lambda gradient: parts.append((arguments[0].flatten(), gradient.flatten(0, -2))))
+        return states
+
+    handle = embedding.register_forward_hook(cut)
+    try:
+        yield
+    finally:
+        handle.remove()
+    for ids, gradient in parts:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, ids, gradient)
 
 
 def is_peft(model: Any) -> bool:

@@ -14,6 +14,7 @@ from negpo.trainers import _checkpoint
 from negpo.trainers._callbacks import FiniteGradients
 from negpo.trainers._data import EpochSampler
 from negpo.trainers._metrics import LogBuffer
+from negpo.trainers._model import rows_of_tied_embedding
 
 
 class OfflineTrainer(Trainer):
@@ -65,6 +66,10 @@ class OfflineTrainer(Trainer):
             _checkpoint.check_provenance(resume, self._provenance())
             self._load_extras(Path(resume))
         return super().train(resume_from_checkpoint=resume, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with rows_of_tied_embedding(model) if model is self.model else contextlib.nullcontext():
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of one micro-batch, scaled so that the accumulated gradient is that of the whole optimiser batch."""
