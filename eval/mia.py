@@ -12,9 +12,10 @@ import torch
 
 from negpo.data.qa import IGNORE, Item
 from negpo.eval.metrics import zlib_score
-from negpo.eval.statistics import roc_auc
+from negpo.eval.statistics import auc_interval, roc_auc, tpr_at_fpr
 
 Scores = dict[str, np.ndarray]
+LOW_ERROR_RATES = (0.01, 0.001)
 
 
 def attack_scores(
@@ -39,6 +40,24 @@ def attack_scores(
 def attack_aucs(forget: Scores, holdout: Scores) -> dict[str, float]:
     """AUC of every attack."""
     return {name: roc_auc(values, holdout[name]) for name, values in forget.items()}
+
+
+def attack_details(forget: Scores, holdout: Scores) -> dict[str, dict[str, Any]]:
+    """What a bare AUC hides, by attack: DeLong's 95 % interval, and the share of forget rows found at low error.
+
+    ``tpr_at_fpr`` maps 1 % and 0.1 % to the share of forget rows that score below (more like a member than) all but
+    that share of the holdout rows; with fewer holdout rows than 1 / rate that means below every one of them.
+    """
+    return {
+        name: {
+            "interval": list(auc_interval(values, holdout[name])),
+            "interval_method": "DeLong, logit scale, 95 %",
+            "tpr_at_fpr": {str(rate): tpr_at_fpr(-holdout[name], -values, rate) for rate in LOW_ERROR_RATES},
+            "n_forget": len(values),
+            "n_holdout": len(holdout[name]),
+        }
+        for name, values in forget.items()
+    }
 
 
 def gradient_norms(model: Any, items: Sequence[Item], *, p: Literal[1, 2, "inf"] = 2) -> np.ndarray:

@@ -9,7 +9,7 @@ differently by shape). Finished items are written to a JSON-lines file, from whi
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,10 @@ from negpo.data.collate import pad_batch
 from negpo.data.io import append_jsonl, read_jsonl
 from negpo.data.qa import IGNORE, Item
 from negpo.errors import ConfigError
-from negpo.eval.metrics import exact_memorization, extraction_strength, min_k, min_k_plus_plus
+from negpo.eval.metrics import exact_memorization, extraction_strength, min_k, min_k_plus_plus, muse_min_k
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], None]  # number of items just finished
+Report = Callable[[str, int, int], None]  # (stage, finished items, all items)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def score_items(
     *,
     detailed: Sequence[bool] | None = None,
     k: float = 0.4,
+    shares: Sequence[float] = (),
     batching: Batching | None = None,
     store: ItemStore | None = None,
     name: str = "model",
@@ -103,12 +105,13 @@ def score_items(
 
     Each result has ``nll`` (sum over the labelled tokens, eos included, by their number; NaN without labels) and
     ``tokens``. Where ``detailed`` is True also ``exact_memorization``, ``extraction_strength``, ``min_k`` and
-    ``min_k_plus_plus``, which leave the last labelled token out as open-unlearning does. ``name`` keeps several
+    ``min_k_plus_plus``, which leave the last labelled token out as open-unlearning does. With ``shares`` every result
+    has ``muse_min_k``: MUSE's own Min-K% over all labelled tokens for each share, in order. ``name`` keeps several
     models apart in one store; ``progress`` is called with the number of items just finished.
     """
     batching, store = batching or Batching(), store or ItemStore()
     detailed = detailed or [False] * len(items)
-    keys = [item_key(name, item, k if more else None) for item, more in zip(items, detailed, strict=True)]
+    keys = [item_key(name, item, k if more else None, shares) for item, more in zip(items, detailed, strict=True)]
     todo = {key: index for index, key in enumerate(keys) if key not in store.rows}
     if progress and len(todo) < len(items):
         progress(len(items) - len(todo))
@@ -117,14 +120,14 @@ def score_items(
         todo_part = [(key, items[i]) for key, i in todo.items() if bool(detailed[i]) == more]
         for batch in batching.split([len(item["input_ids"]) for _, item in todo_part]):
             part = [todo_part[i] for i in batch]
-            scores = _score_batch(model, [item for _, item in part], pad_id, batching, k if more else None)
+            scores = _score_batch(model, [item for _, item in part], pad_id, batching, k if more else None, shares)
             store.add([{"key": key, **score} for (key, _), score in zip(part, scores, strict=True)])
             if progress:
                 progress(len(part))
     return [{name: value for name, value in store.rows[key].items() if name != "key"} for key in keys]
 
 
-def _score_batch(model: Any, items: list[Item], pad_id: int, batching: Batching, k: float | None) -> list[dict]:
+def _score_batch(model: Any, items: list[Item], pad_id: int, batching: Batching, k: float | None, shares) -> list[dict]:
     from negpo.logprobs import model_token_logprobs, model_token_stats
 
     batch = pad_batch(items, pad_id, side=batching.padding_side, compat=batching.compat)
@@ -139,11 +142,13 @@ def _score_batch(model: Any, items: list[Item], pad_id: int, batching: Batching,
     for row, item in enumerate(items):
         where = mask[row].numpy()
         tokens = sum(label != IGNORE for label in item["labels"])
-        scores.append(summarise(tokens, *(column[row][where] for column in table), k=k))
+        scores.append(summarise(tokens, *(column[row][where] for column in table), k=k, shares=shares))
     return scores
 
 
-def summarise(tokens, logps, correct=None, mean=None, std=None, *, k: float | None = None) -> dict[str, Any]:
+def summarise(
+    tokens, logps, correct=None, mean=None, std=None, *, k: float | None = None, shares: Sequence[float] = ()
+) -> dict[str, Any]:
     """What is kept of one answer, from its labelled tokens' log-probs (N,) and, with ``k``, their statistics (N,).
 
     ``tokens`` counts labels before the shift: a label on the very first position has no log-prob but is counted, as in
@@ -157,6 +162,8 @@ def summarise(tokens, logps, correct=None, mean=None, std=None, *, k: float | No
         score["extraction_strength"] = extraction_strength(hit, labels)
         score["min_k"] = min_k(lp, k)
         score["min_k_plus_plus"] = min_k_plus_plus(lp, mean, std, k)
+    if shares:
+        score["muse_min_k"] = [muse_min_k(logps, share) for share in shares]
     return score
 
 
@@ -235,6 +242,27 @@ def vocabulary_size(model: Any) -> int:
     return model.get_input_embeddings().num_embeddings
 
 
+def check_vocabulary(model: Any, rows: Iterable[Sequence[int]]) -> None:
+    """Raise ConfigError when token ids of non-empty rows go beyond the model's embeddings."""
+    highest, size = max(max(ids) for ids in rows), vocabulary_size(model)
+    if highest >= size:
+        raise ConfigError(f"the tokenizer gives id {highest}, the model has {size} tokens; they do not fit together")
+
+
+def counting(report: Report | None, stage: str, total: int) -> Progress | None:
+    """A callback that adds up finished items and passes the sum on to ``report``."""
+    if report is None:
+        return None
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(stage, done, total)
+
+    return advance
+
+
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """Text without special tokens, blanks before punctuation and contractions removed as in the published runs.
 
@@ -257,9 +285,9 @@ def cut_at_stop_words(text: str, stop_words: Sequence[str]) -> str:
     return text.strip()
 
 
-def item_key(name: str, item: Item, k: float | None) -> str:
+def item_key(name: str, item: Item, k: float | None, shares: Sequence[float] = ()) -> str:
     """Identity of one piece of work: the same ids, labels and statistics give the same key in every run."""
-    content = json.dumps([name, item["input_ids"], item["labels"], k], separators=(",", ":"))
+    content = json.dumps([name, item["input_ids"], item["labels"], k, *shares], separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

@@ -36,6 +36,52 @@ def roc_auc(negative: ArrayLike, positive: ArrayLike) -> float:
     return float(wins / (len(low) * len(high)))
 
 
+def auc_interval(negative: ArrayLike, positive: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of :func:`roc_auc`: DeLong's variance, normal on the logit scale, so inside (0, 1).
+
+    The variance needs two values a side, else the interval is (0, 1). It vanishes at an AUC of 0 or 1, where the normal
+    interval would be a point; there the far end is (alpha/2)^(1/n), Clopper-Pearson's for n = the smaller side.
+    DeLong et al., Biometrics 44 (1988). NaN in the input gives NaN.
+    """
+    low, high = vector(negative, "negative scores"), vector(positive, "positive scores")
+    auc, n, m = roc_auc(low, high), len(low), len(high)
+    if math.isnan(auc):
+        return math.nan, math.nan
+    if min(n, m) < 2:
+        return 0.0, 1.0
+    if auc in (0.0, 1.0):
+        reach = ((1 - confidence) / 2) ** (1 / min(n, m))
+        return (reach, 1.0) if auc else (0.0, 1 - reach)
+    # placements: how often each value beats the other side, by midranks within the pooled and the own sample
+    ranks = stats.rankdata(np.concatenate([low, high]))
+    of_low = 1 - (ranks[:n] - stats.rankdata(low)) / m
+    of_high = (ranks[n:] - stats.rankdata(high)) / n
+    error = math.sqrt(of_low.var(ddof=1) / n + of_high.var(ddof=1) / m)
+    centre, reach = math.log(auc / (1 - auc)), stats.norm.isf((1 - confidence) / 2) * error / (auc * (1 - auc))
+    return tuple(1 / (1 + math.exp(-max(-700.0, min(700.0, value)))) for value in (centre - reach, centre + reach))
+
+
+def tpr_at_fpr(negative: ArrayLike, positive: ArrayLike, fpr: float) -> float:
+    """Largest share of positives above a threshold that at most a share ``fpr`` of the negatives exceeds.
+
+    With fewer than 1/fpr negatives no negative may exceed it. Ties are never split. NaN in the input gives NaN.
+    """
+    low, high = vector(negative, "negative scores"), vector(positive, "positive scores")
+    if not 0 <= fpr <= 1:
+        raise ValueError(f"fpr is a share of the negatives, between 0 and 1, not {fpr}")
+    if np.isnan(low).any() or np.isnan(high).any():
+        return math.nan
+    allowed = int(fpr * len(low) + 1e-9)  # 0.01 * 300 is a hair below 3 in some orders of evaluation
+    threshold = -math.inf if allowed == len(low) else np.sort(low)[len(low) - 1 - allowed]
+    return float((high > threshold).mean()) if allowed < len(low) else 1.0
+
+
+def binomial_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson (exact) interval of a share."""
+    result = stats.binomtest(int(successes), int(n)).proportion_ci(confidence_level=confidence, method="exact")
+    return float(result.low), float(result.high)
+
+
 @dataclass(frozen=True)
 class KSResult:
     """Two-sample Kolmogorov-Smirnov test. ``floor``: the samples do not overlap, no smaller p exists at these sizes."""

@@ -4,29 +4,30 @@ One scoring pass over every distinct answer and one generation pass over every q
 their per-row results. Works on a live model too, e.g. inside a training callback with ``limit`` or ``generate=False``.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from negpo.data.io import atomic_write, atomic_write_json, strict
 from negpo.data.qa import QATemplate, labelled_ids
 from negpo.errors import ConfigError
 from negpo.eval.manifest import build_manifest
 from negpo.eval.metrics import rouge_scores
 from negpo.eval.mia import Scores, attack_scores, gradient_norms
+from negpo.eval.result import EvalResult
 from negpo.eval.retain_log import RetainLog
 from negpo.eval.scoring import (
     Batching,
     ItemStore,
     Progress,
+    Report,
+    check_vocabulary,
+    counting,
     decode,
     generate_texts,
     generation_config,
     pad_token,
     score_items,
-    vocabulary_size,
 )
 from negpo.eval.tofu_data import TofuData, load_tofu
 from negpo.eval.tofu_items import MAX_LENGTH, Answer, Encoder, Mode, row_id
@@ -43,7 +44,6 @@ from negpo.reference.hashing import hash_model
 __all__ = ["RetainLog", "TofuData", "TofuResult", "TofuSettings", "evaluate_tofu", "load_tofu"]
 
 ORIGINAL_ROWS = 300  # the original evaluator scores at most this many rows of a set
-Report = Callable[[str, int, int], None]  # (stage, finished items, all items)
 
 
 @dataclass(frozen=True)
@@ -83,37 +83,16 @@ class TofuSettings:
 
 
 @dataclass
-class TofuResult(Mapping[str, float]):
-    """Metric values by name, with ``missing`` reasons, ``details``, ``per_item`` rows and the ``manifest``."""
+class TofuResult(EvalResult):
+    """The result of TOFU; a model that never saw the forget set can serve as the reference of others."""
 
-    metrics: dict[str, float]
-    missing: dict[str, str]
-    details: dict[str, Any]
-    per_item: list[dict[str, Any]]
-    manifest: dict[str, Any]
     retain: RetainLog | None = None
-
-    def __getitem__(self, name: str) -> float:
-        return self.metrics[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.metrics)
-
-    def __len__(self) -> int:
-        return len(self.metrics)
 
     def retain_log(self) -> RetainLog:
         """This result as the reference of other evaluations, for a model that never saw the forget set."""
         if self.retain is None:
             raise ConfigError("the forget set has no perturbed answers, so this result cannot serve as a retain log")
         return self.retain
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``rows.jsonl``, then ``summary.json``, whose presence says that the result is complete."""
-        lines = (json.dumps(strict(row), ensure_ascii=False, allow_nan=False) for row in self.per_item)
-        atomic_write(Path(folder) / "rows.jsonl", "\n".join(lines) + "\n")
-        summary = {key: getattr(self, key) for key in ("metrics", "missing", "details", "manifest")}
-        return atomic_write_json(Path(folder) / "summary.json", summary)
 
 
 def evaluate_tofu(
@@ -179,11 +158,7 @@ class _Run:
         self.model, self.encoder, self.data, self.settings = model, encoder, data, settings
         self.store, self.report = store, report
         self.answers = encoder.answers(data)
-        highest, size = max(max(answer.item["input_ids"]) for answer in self.answers), vocabulary_size(model)
-        if highest >= size:
-            raise ConfigError(
-                f"the tokenizer gives id {highest}, the model has {size} tokens; they do not fit together"
-            )
+        check_vocabulary(model, (answer.item["input_ids"] for answer in self.answers))
         self.results: list[dict[str, Any]] = []
         self.rows = {name: [_blank(name, *pair) for pair in enumerate(rows)] for name, rows in data.sets.items()}
 
@@ -254,16 +229,7 @@ class _Run:
         )
 
     def _stage(self, stage: str, total: int) -> Progress | None:
-        if self.report is None:
-            return None
-        report, done = self.report, 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            report(stage, done, total)
-
-        return advance
+        return counting(self.report, stage, total)
 
 
 def _blank(name: str, index: int, row: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from negpo.eval import metrics as m
-from negpo.eval.mia import Scores, attack_aucs
+from negpo.eval.mia import Scores, attack_aucs, attack_details
 from negpo.eval.retain_log import RetainLog
 from negpo.eval.statistics import ks_test
 from negpo.eval.tofu_data import PREFIX
@@ -82,10 +82,14 @@ def add_membership(summary: Summary, forget: Scores, holdout: Scores, log: Retai
     """AUC of each attack and PrivLeak (on Min-K%, as published), against the retain model's AUC where there is one."""
     aucs = attack_aucs(forget, holdout)
     summary.metrics |= {f"mia_{name}": auc for name, auc in aucs.items()}
+    details = attack_details(forget, holdout)
+    summary.details |= {f"mia_{name}": detail for name, detail in details.items()}
     reference = log.aucs.get("min_k") if log else None
     summary.metrics["privleak"] = m.privleak(aucs["min_k"], reference)
     summary.details["privleak"] = {
         "auc": aucs["min_k"],
+        # PrivLeak falls with the AUC; the retain model's AUC is taken as given
+        "interval": [m.privleak(bound, reference) for bound in reversed(details["min_k"]["interval"])],
         "retain_auc": 0.5 if reference is None else reference,
         "retain_auc_measured": reference is not None,
         "over_unlearned": aucs["min_k"] < OVER_UNLEARNED,

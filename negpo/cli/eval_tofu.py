@@ -191,5 +191,15 @@ def _note(name: str, detail: dict[str, Any]) -> str:
     if name == "privleak":
         assumed = "" if detail["retain_auc_measured"] else " (assumed)"
         over = "; over-unlearned" if detail["over_unlearned"] else ""
-        return f"AUC {detail['auc']:.3f}, retain {detail['retain_auc']:.3f}{assumed}{over}"
+        low, high = detail["interval"]
+        return f"{low:.1f} to {high:.1f}; AUC {detail['auc']:.3f}, retain {detail['retain_auc']:.3f}{assumed}{over}"
+    if "tpr_at_fpr" in detail:
+        return membership_note(detail)
     return ""
+
+
+def membership_note(detail: dict[str, Any]) -> str:
+    """An attack's AUC interval and how many forget rows it finds while hardly ever accusing an unseen row."""
+    low, high = detail["interval"]
+    rates = ", ".join(f"{value:.1%} at {float(rate):.1%}" for rate, value in detail["tpr_at_fpr"].items())
+    return f"95 % {low:.3f} to {high:.3f}; TPR at FPR: {rates}"

@@ -29,8 +29,8 @@ def load_rows(
 
     Args:
         source: a ``.json`` (an array, or one object per line as TOFU's files are), ``.jsonl``, ``.parquet`` or ``.txt``
-            file (one text per line becomes ``{"text": line}``); a folder that holds ``<name>.<type>``,
-            ``<name>/<split>*.<type>`` or a dataset card; or a Hub id.
+            file; plain texts (a line of ``.txt``, a string in MUSE's arrays) become ``{"text": …}``; a folder that
+            holds ``<name>.<type>``, ``<name>/<split>*.<type>`` or a dataset card; or a Hub id.
         name: the configuration, e.g. ``forget10_perturbed``.
         split: the split, for the Hub and for folders of splits.
         required: fields that must hold non-empty text in every row.
@@ -59,6 +59,9 @@ def find_file(folder: Path, name: str | None, split: str = "train") -> Path | No
         if (path := folder / f"{name or split}{suffix}").is_file():
             return path
     parent = folder / name if name else folder / "data"
+    for suffix in FILE_TYPES:
+        if (path := parent / f"{split}{suffix}").is_file():  # MUSE has forget_qa beside forget_qa_icl
+            return path
     for suffix in FILE_TYPES:
         if matches := sorted(parent.glob(f"{split}*{suffix}")):
             if len(matches) > 1:
@@ -162,9 +165,10 @@ def _shown(value: Any) -> str:
 
 def _read_array(text: str, path: Path) -> list[Row]:
     try:
-        return json.loads(text)
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"line {error.lineno} is not readable as JSON ({error.msg})", file=str(path)) from error
+    return [{"text": row} if isinstance(row, str) else row for row in rows]
 
 
 def _read_parquet(path: Path) -> list[Row]:
