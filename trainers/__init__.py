@@ -22,22 +22,40 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "reinforce_rej": ("negpo.trainers.reinforce_rej", "ReinforceRejTrainer", "ReinforceRejConfig"),
     "grpo": ("negpo.trainers.grpo", "GroupPolicyTrainer", "GroupPolicyConfig"),
     # preferred and dispreferred answers
+    "sft": ("negpo.trainers.sft", "SFTTrainer", "SFTConfig"),
     "redi": ("negpo.trainers.redi", "REDITrainer", "REDIConfig"),
     "d2o": ("negpo.trainers.d2o", "D2OTrainer", "D2OConfig"),
     "dpo": ("negpo.trainers.dpo", "DPOTrainer", "DPOConfig"),
+    "simpo": ("negpo.trainers.simpo", "SimPOTrainer", "SimPOConfig"),
+    "kto": ("negpo.trainers.kto", "KTOTrainer", "KTOConfig"),
+    "step_dpo": ("negpo.trainers.step_dpo", "StepDPOTrainer", "StepDPOConfig"),
+    "aft": ("negpo.trainers.aft", "AFTTrainer", "AFTConfig"),
+    "lipo": ("negpo.trainers.lipo", "LiPOTrainer", "LiPOConfig"),
+    "wpn": ("negpo.trainers.wpn", "WPNTrainer", "WPNConfig"),
 }
+
+# methods whose recipes do not describe forget and retain data: their script
+SCRIPTS = dict.fromkeys(
+    ("nsr", "ngrpo", "nft", "resrl", "topr", "raft", "reinforce_rej", "grpo"), "negpo.trainers._script_rl"
+) | dict.fromkeys(
+    ("sft", "redi", "d2o", "dpo", "simpo", "kto", "step_dpo", "aft", "lipo", "wpn"), "negpo.trainers._script_preference"
+)
 
 _HOMES = {name: module for module, *names in METHODS.values() for name in names} | {
     "PolicyTrainer": "negpo.trainers._rl_base",
     "PolicyConfig": "negpo.trainers._rl_config",
     "UnlearnTrainer": "negpo.trainers._base",
     "UnlearnConfig": "negpo.trainers._config",
+    "PreferenceTrainer": "negpo.trainers._preference",
+    "PreferenceConfig": "negpo.trainers._preference_config",
+    "DisplacementCallback": "negpo.trainers._displacement",
+    "U2A": "negpo.trainers.u2a",
     "OverUnlearningCallback": "negpo.trainers._callbacks",
     "UtilityFloorCallback": "negpo.trainers._callbacks",
     "run_training": "negpo.trainers._script",
 }
 
-__all__ = ["METHODS", *sorted(_HOMES)]
+__all__ = ["METHODS", "SCRIPTS", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

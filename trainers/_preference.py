@@ -11,7 +11,7 @@ from torch import Tensor
 from negpo.data.preference import Problems, read_preferences
 from negpo.data.preference_encode import Group, encode_groups
 from negpo.errors import ConfigError
-from negpo.logprobs import model_token_logprobs
+from negpo.logprobs import LogprobBatch, model_token_logprobs
 from negpo.logprobs.shared import choose_shared_layout
 from negpo.objectives import redi_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
@@ -53,7 +53,6 @@ class PreferenceTrainer(OfflineTrainer):
     keeps: ClassVar[tuple[int, ...]] = (1, -1)  # signs that are trained on; others are left out
     unit: ClassVar[str] = "pairs"  # what the objective averages over: one of UNITS
     has_reference: ClassVar[bool] = True
-    needs_hidden: ClassVar[bool] = False
     logged_stats: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -236,12 +235,20 @@ class PreferenceTrainer(OfflineTrainer):
 
     def score(self, model, rows: dict[str, Tensor]) -> Scored:
         """Log-probs of all completions; the prompt is run once per group where that is cheaper."""
-        out = self._forward(model, rows, return_hidden=self.needs_hidden)
+        out = self._forward(model, rows)
         ref_logps = rows.get("ref_logps")
         if self.reference is not None and ref_logps is None:
             ref_logps = self.reference_logps(model, rows)
         return Scored(
-            out.logps, out.mask, ref_logps, rows["group"], rows["sign"], rows["score"], len(rows["source"]), out.hidden
+            out.logps,
+            out.mask,
+            ref_logps,
+            rows["group"],
+            rows["sign"],
+            rows["score"],
+            len(rows["source"]),
+            rows["attention_mask"].bool(),
+            out.hidden,
         )
 
     @torch.no_grad()
@@ -250,10 +257,10 @@ class PreferenceTrainer(OfflineTrainer):
         with self.reference.active(model) as reference:
             return self._forward(reference, rows).logps
 
-    def _forward(self, model, rows: dict[str, Tensor], *, return_hidden: bool = False):
+    def _forward(self, model, rows: dict[str, Tensor]) -> LogprobBatch:
         ids, mask = rows["input_ids"], rows["attention_mask"]
         layout = choose_shared_layout(model, ids, mask, rows["group"], rows["shared"], self.args.share_prompt)
-        return model_token_logprobs(model, ids, mask, rows["labels"], layout=layout, return_hidden=return_hidden)
+        return model_token_logprobs(model, ids, mask, rows["labels"], layout=layout)
 
     def _check_step_zero(self, scored: Scored) -> None:
         if self._reference_checked:

@@ -12,7 +12,7 @@ from negpo.data.preference_batch import collate_groups, lists_of, pairs_of, take
 from negpo.data.preference_encode import Group
 from negpo.trainers._data import Encoded
 
-UNITS = ("groups", "pairs", "rows", "rejected", "chosen_tokens")
+UNITS = ("groups", "pairs", "judged", "chosen", "rejected", "chosen_tokens")
 
 
 @dataclass
@@ -60,17 +60,18 @@ def collate(items: Sequence[dict[str, Any]], pad_id: int) -> dict[str, dict[str,
 
 
 def unit_counts(rows: dict[str, Tensor]) -> Tensor:
-    """(5,) float64 in the order of UNITS."""
+    """(6,) float64 in the order of UNITS."""
     sign = rows["sign"]
     tokens = (rows["labels"][sign > 0, 1:] != -100).sum()
-    sizes = [len(rows["source"]), len(pairs_of(rows["group"], sign)), len(sign)]
-    return torch.stack([*(tokens.new_tensor(size) for size in sizes), (sign < 0).sum(), tokens]).double()
+    sizes = [tokens.new_tensor(size) for size in (len(rows["source"]), len(pairs_of(rows["group"], sign)))]
+    return torch.stack([*sizes, (sign != 0).sum(), (sign > 0).sum(), (sign < 0).sum(), tokens]).double()
 
 
 @dataclass
 class Scored:
-    """R completions of G groups with their log-probs: ``logps``, ``mask``, ``ref_logps`` (R, T-1); ``hidden`` (R, T, H)
-    where a method asked for states; ``group``, ``sign``, ``score`` (R,)."""
+    """R completions of G groups with their log-probs: ``logps``, ``mask``, ``ref_logps`` (R, T-1); ``group``, ``sign``,
+    ``score`` (R,); ``real`` (R, T) bool, True on what is not padding; ``hidden`` (R, T, H) for methods that use states.
+    """
 
     logps: Tensor
     mask: Tensor
@@ -79,6 +80,7 @@ class Scored:
     sign: Tensor
     score: Tensor
     groups: int
+    real: Tensor
     hidden: Tensor | None = None
 
     @cached_property

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import demo, doctor, eval, lab, report, reproduce, train
+from negpo.cli import data, demo, doctor, eval, lab, report, reproduce, train
 from negpo.errors import NegpoError
 
 COMMANDS = {
     "demo": demo,
+    "data": data,
     "train": train,
     "eval": eval,
     "report": report,

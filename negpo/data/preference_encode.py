@@ -169,6 +169,13 @@ def prefixed_prompt_ids(tokenizer: Any, prompt: Text, prefix: str) -> list[int]:
     return _ids(tokenizer, [{"role": "system", "content": head + prefix}, *rest], add_generation_prompt=True)
 
 
+def continuation_ids(tokenizer: Any, prompt: Text, prefix: str) -> list[int]:
+    """Ids from which a model continues an answer that begins with ``prefix``."""
+    if isinstance(prompt, str):
+        return _ids(tokenizer, prompt + prefix)
+    return _ids(tokenizer, [*prompt, {"role": "assistant", "content": prefix}], continue_final_message=True)
+
+
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

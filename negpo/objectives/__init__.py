@@ -29,10 +29,12 @@ from negpo.objectives.resrl import resrl_token_weights
 from negpo.objectives.retain import retain_kl
 from negpo.objectives.rmu import rmu_control_vector, rmu_loss
 from negpo.objectives.simnpo import simnpo_loss
+from negpo.objectives.simpo import simpo_loss
 from negpo.objectives.step_dpo import first_pit, step_advantages, step_dpo_loss
 from negpo.objectives.token_weighted import satimp_loss, tnpo_loss, wga_loss
 from negpo.objectives.topr import topr_loss
 from negpo.objectives.u2a import u2a_scores, u2a_update_weights
+from negpo.objectives.unpaired_kto import unpaired_kto_loss
 
 __all__ = [
     "aft_loss",
@@ -61,11 +63,13 @@ __all__ = [
     "satimp_loss",
     "signed_advantages",
     "simnpo_loss",
+    "simpo_loss",
     "step_advantages",
     "step_dpo_loss",
     "tnpo_loss",
     "topr_loss",
     "u2a_scores",
     "u2a_update_weights",
+    "unpaired_kto_loss",
     "wga_loss",
 ]

@@ -1,0 +1,33 @@
+"""Supervised fine-tuning on the preferred answers: stage 1 of REDI (arXiv 2505.24850) and the usual baseline."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from negpo.errors import ConfigError
+from negpo.objectives import nll_loss
+from negpo.trainers._preference import PreferenceTrainer
+from negpo.trainers._preference_config import PreferenceConfig
+from negpo.trainers._preference_data import Scored
+
+
+@dataclass
+class SFTConfig(PreferenceConfig):
+    """Completion-only token mean. Rejected answers in the data are not read."""
+
+    def validate(self) -> None:
+        super().validate()
+        if self.nll_coeff:
+            raise ConfigError("nll_coeff would count the same likelihood twice; SFT is that term alone")
+
+
+class SFTTrainer(PreferenceTrainer):
+    """Minimises ``negpo.objectives.nll_loss`` over the tokens of preferred answers."""
+
+    config_class: ClassVar[type[PreferenceConfig]] = SFTConfig
+    needs = (1,)
+    keeps = (1,)
+    unit = "chosen_tokens"
+    has_reference = False
+
+    def objective(self, scored: Scored):
+        return nll_loss(scored.logps, scored.mask)
