@@ -97,8 +97,9 @@ class VLLMEngine:
             # A seeded request whose prompt is read in chunks makes the CPU build rewind its generator, which CPU
             # generators cannot: "CPU Generator does not use offset".
             options["enable_chunked_prefill"] = False
+        self._owns_distributed = not torch.distributed.is_initialized()
         with _in_process_start():
-            self._llm = _import_llm()(**(options | engine_options))
+            self._llm: Any = _import_llm()(**(options | engine_options))
         self._config = self._llm.llm_engine.vllm_config.model_config
         self.dtype = self._config.dtype
         self._stops = self._stop_ids()  # now: the folder may be gone when the first sample is drawn
@@ -167,10 +168,11 @@ class VLLMEngine:
         return layers
 
     def close(self) -> None:
-        """Shut the engine down. torch.distributed stays up: the trainer may be using it."""
-        llm, self._llm = getattr(self, "_llm", None), None
+        """Shut the engine down, but leave a process group alone that the trainer started before the engine."""
+        llm, self._llm = self._llm, None
         if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+            with contextlib.nullcontext() if self._owns_distributed else _kept_process_group():
+                llm.llm_engine.engine_core.shutdown()
 
     def _run(self, collector: Collector, sampling: Sampling, in_flight: int) -> None:
         """Keep `in_flight` of the open requests in the engine until all are done; abort the rest on any exception."""
@@ -289,6 +291,17 @@ def _in_process_start() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
         if affinity is not None:
             os.sched_setaffinity(0, affinity)
+
+
+@contextlib.contextmanager
+def _kept_process_group() -> Iterator[None]:
+    """vLLM's shutdown ends torch.distributed as a whole, whoever started it."""
+    destroy = torch.distributed.destroy_process_group
+    torch.distributed.destroy_process_group = lambda group=None: None
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 def _affinity() -> set[int] | None:

@@ -1,7 +1,11 @@
 """vLLM in this process against the transformers engine: same tokens, same log-probs, and no stale layer unnoticed."""
 
 import importlib.util
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,6 +196,15 @@ def test_starting_an_engine_leaves_the_trainers_process_as_it_was(tmp_path):
     engine.close()
     assert torch.equal(torch.get_rng_state(), expected[0])
     assert (random.getstate(), torch.set_num_threads, torch.get_num_threads()) == expected[1:]
+
+
+def test_every_rank_of_a_trainer_can_have_an_engine_and_keeps_its_process_group(tmp_path):
+    script = Path(__file__).with_name("two_ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    # An engine started earlier in this process left its settings in the environment.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    done = subprocess.run([*command, script, tmp_path], capture_output=True, text=True, timeout=300, env=clean)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path):
