@@ -2,13 +2,14 @@
 
 import argparse
 
-from negpo.cli import eval_reasoning, eval_tofu
+from negpo.cli import eval_muse, eval_reasoning, eval_tofu
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("eval", help="evaluate a checkpoint on a benchmark")
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     eval_tofu.add_tofu_parser(benchmarks)
+    eval_muse.add_muse_parser(benchmarks)
     eval_reasoning.add_reasoning_parsers(benchmarks)
 
 

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from negpo.cli._evaluation import Bars, add_model_flags, load_model, membership_note, show_metrics
 from negpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from negpo.eval.retain_log import RetainLog
-    from negpo.eval.tofu import TofuData, TofuResult, TofuSettings
+    from negpo.eval.tofu import TofuData, TofuSettings
 
 EXAMPLE = "negpo eval tofu --model out/npo --retain-model open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90 --out r"
 
@@ -41,8 +42,7 @@ def add_tofu_parser(subparsers) -> None:
     parser.add_argument("--eos-hole", action="store_true", help="mask eos inside prompts where pad = eos, as published")
     parser.add_argument("--batch-rows", type=int, default=64, help="rows per batch; does not change results")
     parser.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens per batch")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    add_model_flags(parser)
     parser.set_defaults(eval_run=run_tofu)
 
 
@@ -63,9 +63,9 @@ def run_tofu(args: argparse.Namespace) -> int:
     data = load_tofu(args.data, forget=args.forget)
     if args.retain_model:
         log = _compute_retain_log(args, data, settings)
-    model, tokenizer = _load(args.model, args)
-    reference = _load(args.reference_model, args)[0] if args.reference_model else None
-    with _progress(args.model) as report:
+    model, tokenizer = load_model(args.model, args)
+    reference = load_model(args.reference_model, args)[0] if args.reference_model else None
+    with Bars(args.model) as report:
         result = evaluate_tofu(
             model,
             tokenizer,
@@ -79,7 +79,7 @@ def run_tofu(args: argparse.Namespace) -> int:
         )
     if args.is_retain:
         result.retain_log().save(args.out / "retain_log.json")
-    _show(result, args.out)
+    show_metrics(f"TOFU {args.forget}, {args.mode}", result, _note, args.out)
     return 0
 
 
@@ -111,8 +111,8 @@ def _compute_retain_log(args: argparse.Namespace, data: "TofuData", settings: "T
     sets = {name: rows for name, rows in data.sets.items() if name in ("forget", "holdout")}
     absent = {name: "not needed of a retain model" for name in data.sets if name not in sets} | data.absent
     part = TofuData(data.source, data.forget, sets, absent)
-    model, tokenizer = _load(args.retain_model, args)
-    with _progress(args.retain_model) as report:
+    model, tokenizer = load_model(args.retain_model, args)
+    with Bars(args.retain_model) as report:
         result = evaluate_tofu(
             model,
             tokenizer,
@@ -125,59 +125,6 @@ def _compute_retain_log(args: argparse.Namespace, data: "TofuData", settings: "T
     log = replace(result.retain_log(), source=str(args.retain_model))
     log.save(args.out / "retain_log.json")
     return log
-
-
-def _load(name: str, args: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and tokenizer, on the device. ConfigError when they cannot be loaded."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name!r} could not be loaded as a causal language model: {error}") from error
-    return model.to(device).eval(), tokenizer
-
-
-class _progress:
-    """A bar per stage; as a context it gives the callback for ``evaluate_tofu``."""
-
-    def __init__(self, title: str):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar, self.title, self.tasks = Progress(*columns), title, {}
-
-    def __enter__(self):
-        self.bar.start()
-        return self.report
-
-    def __exit__(self, *exception):
-        self.bar.stop()
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(f"{stage} {self.title}", total=total)
-        self.bar.update(self.tasks[stage], completed=done)
-
-
-def _show(result: "TofuResult", out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"TOFU {result.manifest['data']['forget']}, {result.manifest['settings']['mode']}")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("note")
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{value:.4g}", _note(name, result.details.get(name, {})))
-    for name, reason in result.missing.items():
-        table.add_row(name, "-", reason, style="dim")
-    console = Console()
-    console.print(table)
-    console.print(f"results: {out / 'summary.json'}, per row: {out / 'rows.jsonl'}", highlight=False, soft_wrap=True)
 
 
 def _note(name: str, detail: dict[str, Any]) -> str:
@@ -196,10 +143,3 @@ def _note(name: str, detail: dict[str, Any]) -> str:
     if "tpr_at_fpr" in detail:
         return membership_note(detail)
     return ""
-
-
-def membership_note(detail: dict[str, Any]) -> str:
-    """An attack's AUC interval and how many forget rows it finds while hardly ever accusing an unseen row."""
-    low, high = detail["interval"]
-    rates = ", ".join(f"{value:.1%} at {float(rate):.1%}" for rate, value in detail["tpr_at_fpr"].items())
-    return f"95 % {low:.3f} to {high:.3f}; TPR at FPR: {rates}"

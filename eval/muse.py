@@ -1,0 +1,235 @@
+"""The MUSE harness (arXiv 2407.06460) in two modes: ``open-unlearning`` and ``muse-original``.
+
+One scoring pass over every text and one generation pass over every prompt give VerbMem, KnowMem on the forget and
+retain sets, PrivLeak with its AUCs, and extraction strength. The original evaluator works one example at a time in
+float32; here batches have explicit masks, so that results do not depend on them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from negpo.data.qa import QATemplate
+from negpo.errors import ConfigError, DataError
+from negpo.eval.manifest import build_manifest
+from negpo.eval.mia import Scores, attack_scores
+from negpo.eval.muse_data import TEXTS, MuseData, load_muse
+from negpo.eval.muse_items import KNOWMEM_STOPS, MODES, Encoder, Mode, Scored, check_context
+from negpo.eval.muse_metrics import (
+    SHARES,
+    RetainAuc,
+    Summary,
+    add_extraction,
+    add_original_privleak,
+    add_privleak,
+    add_rouge,
+    original_scores,
+)
+from negpo.eval.result import EvalResult
+from negpo.eval.scoring import (
+    Batching,
+    ItemStore,
+    Report,
+    check_vocabulary,
+    counting,
+    decode,
+    generate_texts,
+    generation_config,
+    pad_token,
+    score_items,
+)
+
+__all__ = ["MuseData", "MuseResult", "MuseSettings", "RetainAuc", "evaluate_muse", "load_muse"]
+
+
+@dataclass(frozen=True)
+class MuseSettings:
+    """What is measured.
+
+    mode: whose definitions. generate: without it there is no VerbMem and no KnowMem. limit: rows per set, the first
+    ones. max_length: tokens of a text after its first (open-unlearning only; the original does not cut). mia_k: share
+    of tokens in open-unlearning's Min-K%. template: of the questions in open-unlearning mode, None finds it from the
+    model; the original always writes "Question: …", "Answer: …".
+    """
+
+    mode: Mode = "open-unlearning"
+    generate: bool = True
+    limit: int | None = None
+    max_length: int = 2048
+    mia_k: float = 0.4
+    template: QATemplate | None = None
+    batching: Batching = field(default_factory=Batching)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit} must be at least 1 row")
+        if self.max_length < 2:
+            raise ConfigError(f"max_length={self.max_length} leaves no token to score; give at least 2")
+        if not 0 < self.mia_k <= 1:
+            raise ConfigError(f"mia_k={self.mia_k} is a share of the tokens: above 0, at most 1")
+
+    @property
+    def original(self) -> bool:
+        return self.mode == "muse-original"
+
+
+@dataclass
+class MuseResult(EvalResult):
+    """The result of MUSE; that of a model that never saw the forget set can serve as the reference of others."""
+
+    def retain_auc(self, source: str = "computed") -> RetainAuc:
+        """The AUC that PrivLeak compares with. ConfigError when there is none, e.g. without a holdout set."""
+        if "privleak" not in self.metrics:
+            raise ConfigError(f"this result has no AUC to compare with: {self.missing['privleak']}")
+        mode, corpus = self.manifest["settings"]["mode"], self.manifest["data"]["corpus"]
+        return RetainAuc(mode, corpus, self.details["privleak"]["auc"], source)
+
+
+def evaluate_muse(
+    model: Any,
+    tokenizer: Any,
+    data: MuseData,
+    settings: MuseSettings | None = None,
+    *,
+    retain: RetainAuc | None = None,
+    out_dir: str | Path | None = None,
+    name: str | None = None,
+    report: Report | None = None,
+) -> MuseResult:
+    """Measure a causal LM on MUSE.
+
+    Args:
+        model: a live model; its training mode and gradients are left as they were.
+        retain: AUC of a retained model for PrivLeak. Without it the original mode uses the published constant, and
+            open-unlearning assumes 0.5; both are said in the details.
+        out_dir: results go there; an interrupted run goes on from its ``items.jsonl``, another measurement's file is
+            refused with ConfigError.
+        name: the model's name in the manifest, and what its prompt template is recognised by.
+        report: called with (stage, finished items, all items).
+    """
+    settings = settings or MuseSettings()
+    for what, own, other in (
+        ("mode", getattr(retain, "mode", settings.mode), settings.mode),
+        ("corpus", getattr(retain, "corpus", data.corpus), data.corpus),
+    ):
+        if own != other:
+            raise ConfigError(f"the retain model's AUC has {what} {own!r}, this evaluation uses {other!r}")
+    data = data.first(settings.limit)
+    name = name or getattr(model.config, "_name_or_path", "")
+    template = QATemplate() if settings.original else settings.template or QATemplate.for_model(name, tokenizer)
+    encoder = Encoder(tokenizer, template, settings.mode, settings.max_length)
+    sources = {"settings": _identity(settings, encoder, model), "data": data.describe(), "template": template}
+    manifest = build_manifest(model, tokenizer, benchmark="muse", name=name or None, **sources)
+    store = ItemStore(Path(out_dir) / "items.jsonl" if out_dir else None, manifest["hash"])
+    run = _Run(model, encoder, data, settings, store, report)
+
+    run.score()
+    if settings.generate:
+        run.generate()
+    summary = run.summarise(retain)
+    if data.empty:
+        summary.details["empty_rows"] = data.empty
+    result = MuseResult(summary.metrics, summary.missing, summary.details, run.per_item(), manifest)
+    if out_dir is not None:
+        result.save(out_dir)
+    return result
+
+
+class _Run:
+    """The model's side of one evaluation, collected into rows by set."""
+
+    def __init__(self, model: Any, encoder: Encoder, data: MuseData, settings: MuseSettings, store, report) -> None:
+        self.model, self.encoder, self.data, self.settings = model, encoder, data, settings
+        self.store, self.report = store, report
+        self.prompts = encoder.prompts(data) if settings.generate else []
+        self.scored = list(encoder.scored(data))
+        _refuse_too_short(self.scored, data.source)
+        ids = [entry.item["input_ids"] for entry in self.scored] + [prompt.ids for prompt in self.prompts]
+        if not ids:
+            raise ConfigError(f"nothing to evaluate: of {data.source} only {', '.join(data.sets)} is there")
+        check_vocabulary(model, ids)
+        check_context(model, self.prompts, self.scored)
+        self.rows = {
+            name: [{"set": name, "row": index} for index in range(len(rows))]
+            for name, rows in data.sets.items()
+            if not name.endswith("_icl")
+        }
+
+    def score(self) -> None:
+        """Losses and token statistics of all texts, into their rows."""
+        original = self.settings.original
+        results = score_items(
+            self.model,
+            [entry.item for entry in self.scored],
+            pad_token(self.encoder.tokenizer, self.model),
+            detailed=[not original] * len(self.scored),
+            k=self.settings.mia_k,
+            shares=SHARES if original else (),
+            batching=self.settings.batching,
+            store=self.store,
+            progress=counting(self.report, "scoring", len(self.scored)),
+        )
+        for entry, result in zip(self.scored, results, strict=True):
+            row = self.rows[entry.set][entry.row]
+            row |= {"lower_nll": result["nll"]} if entry.kind == "lower" else result
+
+    def generate(self) -> None:
+        """Greedy continuations, one pass over VerbMem (no stop words) and one over the questions."""
+        progress = counting(self.report, "generating", len(self.prompts))
+        for verbmem in (True, False):
+            prompts = [prompt for prompt in self.prompts if (prompt.set == "verbmem") == verbmem]
+            texts = generate_texts(
+                self.model,
+                self.encoder.tokenizer,
+                [prompt.ids for prompt in prompts],
+                max_new_tokens=[prompt.max_new_tokens for prompt in prompts],
+                stop_words=() if verbmem else KNOWMEM_STOPS,
+                batching=self.settings.batching,
+                store=self.store,
+                progress=progress,
+            )
+            for prompt, text in zip(prompts, texts, strict=True):
+                self.rows[prompt.set][prompt.row] |= {"generation": text, "ground_truth": prompt.truth}
+
+    def summarise(self, retain: RetainAuc | None) -> Summary:
+        summary, original = Summary(), self.settings.original
+        add_rouge(summary, self.rows, self.data, original=original, generated=self.settings.generate)
+        add_extraction(summary, self.rows, self.data, original=original)
+        scores = {name: self._attacks(name) for name in TEXTS if name in self.rows}
+        add = add_original_privleak if original else add_privleak
+        add(summary, scores, self.rows, self.data, retain)
+        return summary
+
+    def per_item(self) -> list[dict[str, Any]]:
+        return [row for rows in self.rows.values() for row in rows]
+
+    def _attacks(self, name: str) -> Scores:
+        if self.settings.original:
+            return original_scores(self.rows[name], [row["text"] for row in self.data.sets[name]])
+        entries = [entry for entry in self.scored if entry.set == name]
+        # of what was scored, after the cut at max_length
+        ids = [[label for label in entry.item["labels"] if label >= 0] for entry in entries]
+        return attack_scores(self.rows[name], [decode(self.encoder.tokenizer, row) for row in ids])
+
+
+def _refuse_too_short(scored: Sequence[Scored], source: str) -> None:
+    """A text of one token has nothing that a model predicts; its score would be made up."""
+    for entry in scored:
+        if len(entry.item["input_ids"]) < 2:
+            raise DataError("one token is too short to be scored", file=f"{source} ({entry.set})", row=entry.row)
+
+
+def _identity(settings: MuseSettings, encoder: Encoder, model: Any) -> dict[str, Any]:
+    """The settings that change results, in full, for the manifest."""
+    values = {key: getattr(settings, key) for key in ("mode", "generate", "limit")}
+    if not settings.original:
+        values |= {"max_length": settings.max_length, "mia_k": settings.mia_k}
+    values |= {"template": asdict(encoder.template), "compat": settings.batching.compat}
+    if settings.generate:
+        config = generation_config(model, encoder.tokenizer, 0).to_diff_dict()
+        skip = ("transformers_version", "max_new_tokens")  # each prompt has its own limit
+        values["generation"] = {key: value for key, value in config.items() if key not in skip}
+    return values
