@@ -24,7 +24,10 @@ class CollectsRollouts:
         self._empty = torch.tensor([not ids for ids in completions], device=self.accelerator.device)
         self._looping = rows_.loops(completions)
         eos = self.eos_token_ids[0]
-        return [ids or [eos] for ids in completions], [values or [0.0] for values in logps]
+        filled = [ids or [eos] for ids in completions]
+        if any(len(ids) != len(values) for ids, values in zip(completions, logps, strict=True)):
+            return filled, None  # the engine gives no log-probs
+        return filled, [values or [0.0] for values in logps]
 
     def rewards_may_start(self, completions, completion_ids, inputs):
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in ("prompt", "completion")}
