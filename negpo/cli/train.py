@@ -6,12 +6,14 @@ Help is read from the source of the config classes with ``ast``: importing them 
 import argparse
 import ast
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import negpo
-from negpo.trainers import METHODS
+from negpo.trainers import METHODS, SCRIPTS
 
 TRAINERS = Path(negpo.__file__).parent / "trainers"
+DATA_SCRIPT = "negpo.trainers._script"
 HELP_FLAGS = {"-h", "--help"}
 
 
@@ -36,9 +38,7 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> None:
     if args.method in METHODS and HELP_FLAGS & set(settings):
         print(method_help(args.method))
         return
-    from negpo.trainers._script import run_training
-
-    run_training(args.method, settings)
+    import_module(SCRIPTS.get(args.method, DATA_SCRIPT)).run_training(args.method, settings)
 
 
 def method_help(method: str) -> str:
@@ -46,7 +46,8 @@ def method_help(method: str) -> str:
     own = TRAINERS / f"{METHODS[method][0].rpartition('.')[2]}.py"
     sections = [(f"settings of {method}", own)]
     sections += [("shared with other methods", path) for path in imported_trainer_modules(own)]
-    sections += [("model, data, adapter", TRAINERS / "_script.py")]
+    script = SCRIPTS.get(method, DATA_SCRIPT).rpartition(".")[2]
+    sections += [("model, data, adapter", TRAINERS / f"{script}.py")]
     lines = [f"usage: negpo train {method} [--config RECIPE] [--key value ...]"]
     for title, path in sections:
         if settings := list(read_settings(path)):
