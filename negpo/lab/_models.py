@@ -47,7 +47,7 @@ def make_tokenizer(corpus: Iterable[str], vocab_size: int, *, max_length: int = 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(special):
         raise ValueError(f"vocab_size={vocab_size} cannot hold {len(alphabet)} bytes and {len(special)} special tokens")
-    empty = Qwen2Tokenizer(unk_token=None).backend_tokenizer
+    empty = Qwen2Tokenizer().backend_tokenizer
     backend = Tokenizer(models.BPE())
     backend.normalizer, backend.pre_tokenizer = empty.normalizer, empty.pre_tokenizer
     trainer = trainers.BpeTrainer(
@@ -55,10 +55,11 @@ def make_tokenizer(corpus: Iterable[str], vocab_size: int, *, max_length: int = 
     )
     backend.train_from_iterator(corpus, trainer)
     state = json.loads(backend.to_str())["model"]
+    no_unknown: Any = None  # bytes cover everything; the annotation of the class does not foresee it
     return Qwen2Tokenizer(
         vocab=state["vocab"],
-        merges=[tuple(pair) for pair in state["merges"]],
-        unk_token=None,
+        merges=[tuple(pair) for pair in state["merges"]],  # type: ignore[misc]  # pairs, whatever the class says
+        unk_token=no_unknown,
         eos_token=END,
         pad_token=PAD,
         extra_special_tokens=[USER, ASSISTANT],
@@ -68,7 +69,7 @@ def make_tokenizer(corpus: Iterable[str], vocab_size: int, *, max_length: int = 
 
 
 def make_model(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Any,
     *,
     hidden: int,
     layers: int,
@@ -78,7 +79,7 @@ def make_model(
     tied: bool = True,
     max_positions: int = 512,
 ) -> PreTrainedModel:
-    """A randomly initialised float32 `Qwen2ForCausalLM` that fits `tokenizer`."""
+    """A randomly initialised float32 `Qwen2ForCausalLM` that fits `tokenizer`, a `PreTrainedTokenizerFast`."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -82,16 +82,19 @@ def measure_references(lab: LabPaths, out: Path) -> None:
     """Evaluate the retain model, whose log everything else is compared with, and the target."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    data, log = load_tofu(lab.data, lab.forget), None
+    data = load_tofu(lab.data, lab.forget)
+    log: RetainLog | None = None
     for name, folder in (("retain", lab.retain), ("target", lab.target)):
         started = time.perf_counter()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         result = measure(lab, AutoModelForCausalLM.from_pretrained(folder), tokenizer, data, log)
-        log = log or result.retain_log()
-        content = {"name": name, "trajectory": [point(0, result)], "examples": pick_examples(result.per_item)}
-        content |= {"manifest": result.manifest, "seconds": {"evaluation": time.perf_counter() - started}}
+        if log is None:
+            log = result.retain_log()
+            log.save(out / RETAIN_LOG)
+        content: dict[str, Any] = {"name": name, "trajectory": [point(0, result)], "manifest": result.manifest}
+        content |= {"examples": pick_examples(result.per_item)}
+        content |= {"seconds": {"evaluation": time.perf_counter() - started}}
         atomic_write_json(out / name / RUN_FILE, content)
-    log.save(out / RETAIN_LOG)
 
 
 class Trajectory:
@@ -148,6 +151,7 @@ def unlearn(run: Run, lab: LabPaths, out: Path, seed: int, every: int, overrides
     trainer.train()
     seconds = {"training": time.perf_counter() - started - trajectory.seconds, "evaluation": trajectory.seconds}
     trainer.save_model()
+    assert trajectory.last is not None, "the last step is always measured"
     content = {
         **asdict(run),
         "command": ["negpo", "train", run.method, *arguments, *overrides],

@@ -36,8 +36,14 @@ def train_stage(paths: LabPaths, name: str, split: str, seed: int, size: ModelSi
     rows = encode(tokenizer, load_rows(paths.data, name=split))
     facts = encode(tokenizer, load_rows(paths.data, name="facts"))
     if name == "base":
-        shape = {"hidden": size.hidden, "layers": size.layers, "heads": size.heads, "intermediate": 3 * size.hidden}
-        model = make_model(tokenizer, **shape, seed=seed)
+        model = make_model(
+            tokenizer,
+            hidden=size.hidden,
+            layers=size.layers,
+            heads=size.heads,
+            intermediate=3 * size.hidden,
+            seed=seed,
+        )
         rows += facts * size.fact_passes
         schedule = Schedule(size.pretrain_lr, batch_size=size.pretrain_batch)
     else:

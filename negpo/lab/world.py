@@ -198,7 +198,8 @@ def background_rows(rng: random.Random, authors: list[Author], wordings: int) ->
 
 def _fact_rows(rng: random.Random, table: dict[str, str], questions: tuple[str, ...]) -> tuple[list[dict], list[dict]]:
     """Evaluation rows (first question wording, three wrong answers) and training rows (all wordings) of one table."""
-    evaluation, training = [], []
+    evaluation: list[dict] = []
+    training: list[dict] = []
     answers = sorted(set(table.values()))
     for key, truth in table.items():
         wrong = rng.sample([answer for answer in answers if answer != truth], N_WRONG_FACT)

@@ -11,6 +11,7 @@ from negpo.report._base import COLORS, MARKERS, Picture, as_picture, new_figure
 from negpo.report.results import Experiment, Point
 
 FORGOTTEN = 0.05  # forget quality above which a KS test no longer tells a model from the retain model
+WEIGHT = "forget/grad_weight"
 TINY_P = 1e-30  # smallest forget quality drawn
 
 
@@ -93,9 +94,29 @@ def likelihood(experiments: list[Experiment]) -> Picture:
     whole.legend(fontsize=8, frameon=False)
     caption = (
         "Gradient ascent has no brake: its line falls and falls. NPO's weight shrinks as an answer becomes unlikely, "
-        "so its line flattens; CATNIP's does so for every token. The dotted line is a model that never saw the answers."
+        "so its line flattens; CATNIP's does so for every token. Dotted: a model that never saw the answers. All "
+        "lines flatten towards the end, where the learning rate decays to zero."
     )
     return as_picture(figure, "log-likelihood of the forget answers against training steps", caption)
+
+
+def weights(experiments: list[Experiment]) -> Picture | None:
+    """The brake itself: mean gradient weight on forget tokens against steps; None where no training log is there."""
+    figure, axis = new_figure(width=8.6, height=3.8)
+    for index, run in enumerate(experiments[0].runs):
+        pairs = [(entry["step"], entry[WEIGHT]) for entry in run.log if WEIGHT in entry]
+        if pairs:
+            steps, values = zip(*pairs, strict=True)
+            axis.plot(steps, values, color=COLORS[index % len(COLORS)], lw=1.5, label=run.title)
+    if not axis.lines:
+        return None
+    axis.set(xlabel="optimiser step", ylabel="mean gradient weight", ylim=(0, None))
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    caption = (
+        "How hard each method still pushes a forget token, relative to gradient ascent (1): NPO and SimNPO let go of "
+        "an answer, CATNIP of a token, once it has become unlikely. Per batch, first seed."
+    )
+    return as_picture(figure, "mean gradient weight on forget tokens against training steps", caption)
 
 
 def utility(experiments: list[Experiment]) -> Picture:

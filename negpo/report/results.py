@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from negpo.data.io import read_jsonl
@@ -18,20 +20,25 @@ EXAMPLE_ROWS = {"forget": 4, "retain": 3, "world_facts": 1}
 
 @dataclass
 class Point:
-    """One evaluation at an optimiser step. `metrics` has the names of `negpo.eval.tofu`."""
+    """One evaluation at an optimiser step. `metrics` has the names of `negpo.eval.tofu`.
+
+    `forget_logp` is the mean log-likelihood of the forget answers in nats per token, `log_truth_ratio` the mean log of
+    their truth ratios: 0 where right and wrong answers are equally likely, negative while the right ones are likelier.
+    """
 
     step: int
     metrics: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
-    forget_logp: float = float("nan")
+    forget_logp: float = math.nan
+    log_truth_ratio: float = math.nan
 
     @property
     def forget_quality(self) -> float:
-        return self.metrics.get("forget_quality", float("nan"))
+        return self.metrics.get("forget_quality", math.nan)
 
     @property
     def utility(self) -> float:
-        return self.metrics.get("model_utility", float("nan"))
+        return self.metrics.get("model_utility", math.nan)
 
 
 @dataclass
@@ -114,7 +121,13 @@ def _runs(place: Path) -> Iterator[RunResult]:
 
 def _demo_run(content: dict[str, Any]) -> RunResult:
     points = [
-        Point(item["step"], _floats(item["metrics"]), item["details"], float(item["forget_logp"]))
+        Point(
+            item["step"],
+            _floats(item["metrics"]),
+            item["details"],
+            float(item["forget_logp"]),
+            _mean_log(item["forget_truth_ratio"]),
+        )
         for item in content["trajectory"]
     ]
     return RunResult(
@@ -138,9 +151,11 @@ def _evaluated_run(name: str, files: list[Path]) -> RunResult:
         rows = read_jsonl(file.with_name("rows.jsonl"), repair=False)
         manifest = summary["manifest"]
         step = file.parent.name.removeprefix("checkpoint-")
-        losses = [float(row["nll"]) for row in rows if row["set"] == "forget"]
-        logp = -sum(losses) / len(losses)
-        points.append(Point(int(step) if step.isdigit() else 1, _floats(summary["metrics"]), summary["details"], logp))
+        forget = [row for row in rows if row["set"] == "forget"]
+        logp = -fmean(float(row["nll"]) for row in forget)
+        ratio = _mean_log([row["truth_ratio"] for row in forget if "truth_ratio" in row])
+        number = int(step) if step.isdigit() else 1
+        points.append(Point(number, _floats(summary["metrics"]), summary["details"], logp, ratio))
     points.sort(key=lambda point: point.step)
     return RunResult(name, name, points, examples=pick_examples(rows), manifest=manifest)
 
@@ -153,6 +168,13 @@ def pick_examples(rows: list[dict]) -> list[dict[str, str]]:
         for row in members[:: max(1, len(members) // count)][:count]:
             shown.append({key: row[key] for key in ("set", "question", "answer", "generation")})
     return shown
+
+
+def _mean_log(ratios: Sequence[float | str]) -> float:
+    """Mean log of positive numbers; a ratio of 0 or infinity (a collapsed model) counts as e^-60 or e^60."""
+    if not ratios:
+        return math.nan
+    return fmean(min(60.0, max(-60.0, math.log(max(float(ratio), 1e-300)))) for ratio in ratios)
 
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:

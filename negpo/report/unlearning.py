@@ -42,6 +42,7 @@ def render(folder: Path, path: Path) -> Path:
     seeds = ", ".join(str(one.seed) for one in experiments)
     forget = demo.get("forget", "the forget set")
     size = first.target.manifest.get("parameters", 0)
+    curves = (figures.likelihood(experiments), figures.weights(experiments), figures.utility(experiments))
     context = {
         "page": Page(
             "What unlearning did to a model",
@@ -50,7 +51,7 @@ def render(folder: Path, path: Path) -> Path:
         ),
         "findings": findings(experiments),
         "pareto": figures.pareto(experiments),
-        "curves": [figures.likelihood(experiments), figures.utility(experiments)],
+        "curves": [item for item in curves if item is not None],
         "numbers": metrics_table(experiments),
         "equal_picture": figures.equal_forgetting(experiments),
         "equal": equal_table(experiments),
@@ -107,7 +108,7 @@ def metrics_table(experiments: Sequence[Experiment]) -> Table:
     caption = (
         "Forget quality: p-value of a KS test between truth ratios of the model and of the retain model; above "
         f"{FORGOTTEN} they are indistinguishable. Utility is green from {KEPT:.0%} of the target's. The goal of the "
-        "other forget columns is the retain model's value, not zero: an MIA AUC far below the retain model's means that "
+        "other forget columns is the retain model's value, not zero: an MIA AUC far below it means that "
         "the answers have become conspicuously unlikely. PrivLeak is 0 at the retain model's AUC, negative while the "
         "model leaks."
     )
@@ -134,8 +135,9 @@ def equal_table(experiments: Sequence[Experiment]) -> Table:
         found = [equal_forgetting(one, other) for one, other in twins(experiments, run.name)]
         rows.append([Cell(run.title), *(_reached([values[measure] for values in found]) for measure in measures)])
     caption = (
-        "Model utility at the first moment of the run at which the forget answers are as improbable as for the retain "
-        "model, or forget quality reaches 0.05. Read it among methods with retain data and among those without."
+        "Model utility at the first moment of the run at which the forget answers are as improbable, as little "
+        "reproduced or as little extractable as with the retain model, or forget quality reaches 0.05. Compare runs "
+        "with retain data with each other, and runs without."
     )
     return Table(["run", *(f"utility at equal {measure}" for measure in measures)], rows, caption)
 
