@@ -2,8 +2,8 @@
 
 Completions are made up: lengths from a log-normal, right or wrong with a known share, the same rows on both sides. One
 rollout feeds four optimiser steps. Generation is left out; what is timed is everything from the completions to the last
-optimiser step of a rollout. Each side runs in its own process, sides in turns; the first rollout is not timed. Memory is
-the growth of the resident set over training (CUDA: peak of allocated memory).
+optimiser step of a rollout. Each side runs in its own process, sides in turns; the first rollout is not timed. Memory
+is the growth of the resident set over training (CUDA: peak of allocated memory).
 
     python scripts/bench_rl.py                              # small: a minute or two on one core
     python scripts/bench_rl.py --vocab 151936 --hidden 512 --layers 8 --rows 128 --mean-length 256 --rounds 3
@@ -120,7 +120,7 @@ def resident_mib() -> float:
 
 
 def completions(args: argparse.Namespace) -> list[list[int]]:
-    """``rows`` completions; the first token is 2 on a right one, 3 on a wrong one, every group has its share of both."""
+    """``rows`` completions; the first token is 2 on a right one, 3 on a wrong one; every group has its share of both."""
     rng = random.Random(args.seed)
     rows = []
     for row in range(args.rows):

@@ -21,8 +21,9 @@ class CollectsRollouts:
         first = self.accelerator.process_index * (len(prompt_ids) // n)
         completions, logps = self.source.draw(prompt_ids, n, first)
         # TRL reads the last token of every completion; an empty one gets a placeholder and is left out later.
-        self._empty = torch.tensor([not ids for ids in completions], device=self.accelerator.device)
-        self._looping = rows_.loops(completions)
+        if self.model.training:
+            self._empty = torch.tensor([not ids for ids in completions], device=self.accelerator.device)
+            self._looping = rows_.loops(completions)
         eos = self.eos_token_ids[0]
         filled = [ids or [eos] for ids in completions]
         if any(len(ids) != len(values) for ids, values in zip(completions, logps, strict=True)):

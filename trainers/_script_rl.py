@@ -136,10 +136,8 @@ def problem_rows(script: RLScriptArguments, card: Protocol) -> list[dict[str, An
     Raises:
         DataError: a row without question, or without a gold answer unless ``skip_without_answer``.
     """
-    names = script.dataset_names or [None]
-    rows = [
-        row for name in names for row in load_rows(script.dataset, name=name, split=script.dataset_split, required=())
-    ]
+    options = {"split": script.dataset_split, "required": ()}
+    rows = [row for name in script.dataset_names or [None] for row in load_rows(script.dataset, name=name, **options)]
     problems, skipped = [], 0
     for index, row in enumerate(rows[: script.max_problems]):
         question = row.get(script.question_column)

@@ -1,7 +1,7 @@
 """Tiny policies, scripted rollouts, and trainers on them for the reinforcement-learning tests.
 
-Completions are written down, so that a test knows every reward: a text with "+" is right, one with "?" cannot be judged,
-anything else is wrong.
+Completions are written down, so that a test knows every reward: a text with "+" is right, one with "?" cannot be
+judged, anything else is wrong.
 """
 
 import gc
@@ -67,7 +67,7 @@ def make_policy_trainer(method, folder, *, model=None, reward=plus_reward, data=
     else:
         trainer_class, config_class = method, method.config_class
     for_trainer = {"engine": ScriptedEngine()}
-    for name in ("advantages", "loss", "engine", "callbacks", "peft_config"):
+    for name in ("advantages", "loss", "engine", "callbacks", "peft_config", "eval_dataset"):
         if name in settings:
             for_trainer[name] = settings.pop(name)
     defaults = {

@@ -1,10 +1,10 @@
-"""Bad input of reinforcement-learning trainers: a clear error, or counted and skipped; and the pieces that see to it."""
+"""Bad input of reinforcement-learning trainers: a clear error, or counted and skipped; the pieces that see to it."""
 
 import time
 
 import pytest
 import torch
-from rl_tiny import PROMPTS, ScriptedEngine, change, history, make_policy_trainer, weights
+from rl_tiny import PROMPTS, ScriptedEngine, change, history, make_policy_trainer, plus_reward, weights
 from unlearn_tiny import make_model, make_tokenizer
 
 from negpo.errors import ConfigError, DataError, TrainingStopped
@@ -63,7 +63,7 @@ def test_a_hanging_reward_is_unknown_and_then_stops_the_run(tmp_path):
     settings = {"reward_timeout": 0.2, "max_reward_timeouts": 2, "max_steps": 5}
     trainer = make_policy_trainer("grpo", tmp_path, reward=hangs, **settings)
     before = weights(trainer)
-    with pytest.raises(TrainingStopped, match="exceeded 0.2 s 2 times in a row"):
+    with pytest.raises(TrainingStopped, match=r"exceeded 0\.2 s 2 times in a row"):
         trainer.train()
     assert torch.equal(weights(trainer), before)
 
@@ -240,23 +240,33 @@ def test_importance_weights_truncate_or_mask_tokens_or_answers():
 
 
 def test_another_engine_is_corrected_for_and_logged_by_sign(tmp_path):
-    """The scripted engine claims log-probs of -1: weights are far from 1 and truncated at 2."""
+    """The scripted engine claims log-probs of -9: weights are far from 1 and truncated at 2."""
     engine = ScriptedEngine(logps=-9.0)
-    engine.name = "vllm"
-    settings = {"batch": (4, 4), "preset": "w_reinforce"}
     trainer = make_policy_trainer(PolicyTrainer, tmp_path, engine=engine, advantages=lambda r, g: r - 0.5, batch=(4, 4))
     trainer.args.engine = "vllm"
     trainer.train()
     assert 1.0 < history(trainer, "negative/importance")[0] <= 2.0
     assert history(trainer, "negative/importance_kept") == [1.0]
     assert history(trainer, "mismatch/mean")[0] > 1.0
+
+
+def test_methods_without_importance_weights_refuse_the_correction(tmp_path):
+    from negpo.trainers.nft import NFTConfig, NFTTrainer
+
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "engine": "vllm", "per_device_train_batch_size": 8}
     with pytest.raises(ConfigError, match="no importance correction for engine=vllm"):
-        make_policy_trainer("nft", tmp_path, **settings_for_nft())
-    assert settings
+        NFTTrainer(make_model(), plus_reward, NFTConfig(vllm_importance_sampling_correction=True, **options), PROMPTS)
 
 
-def settings_for_nft():
-    return {"vllm_importance_sampling_correction": True, "engine": ScriptedEngine(), "updates_per_rollout": 1}
+def test_evaluation_reports_rewards_and_leaves_the_training_samples_as_they_were(tmp_path):
+    settings = {"engine": None, "max_steps": 2, "learning_rate": 0.05}
+    evaluation = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": PROMPTS[:4]}
+    plain = make_policy_trainer("nsr", tmp_path, **settings)
+    evaluated = make_policy_trainer("nsr", tmp_path, **settings, **evaluation)
+    plain.train()
+    evaluated.train()
+    assert len(history(evaluated, "eval_reward")) == 2
+    assert torch.equal(weights(plain), weights(evaluated))
 
 
 # ---- pieces -----------------------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_a_model_that_loops_is_stopped(tmp_path):
     trainer = make_policy_trainer(
         "nsr", tmp_path, engine=loops, max_completion_length=64, max_steps=9, watchdog_patience=2, learning_rate=1e-4
     )
-    with pytest.raises(TrainingStopped, match="repeat themselves: 1 against the limit 0.5"):
+    with pytest.raises(TrainingStopped, match=r"repeat themselves: 1 against the limit 0\.5"):
         trainer.train()
 
 
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path):
     trainer = make_policy_trainer(
         PolicyTrainer, tmp_path, advantages=advantages, loss=broken, max_steps=4, learning_rate=1e-3
     )
-    with pytest.raises(TrainingStopped, match="not finite, at step 2.*checkpoint-1"):
+    with pytest.raises(TrainingStopped, match=r"not finite, at step 2.*checkpoint-1"):
         trainer.train()
     assert weights(trainer).isfinite().all()
 

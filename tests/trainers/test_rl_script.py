@@ -59,7 +59,7 @@ def test_a_recipe_trains_and_says_what_it_did(tmp_path):
 
 
 def test_an_unknown_key_names_the_nearest_one(tmp_path):
-    with pytest.raises(ConfigError, match="unknown flag --positive_wieght .did you mean --positive_weight"):
+    with pytest.raises(ConfigError, match=r"unknown flag --positive_wieght .did you mean --positive_weight"):
         parse("nsr", ["--positive_wieght", "1", "--per_device_train_batch_size", "8", "--use_cpu", "true"])
 
 

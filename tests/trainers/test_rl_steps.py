@@ -142,9 +142,8 @@ def test_resrl_spares_some_tokens_of_wrong_answers(tmp_path):
 
 @pytest.mark.parametrize("method", ["grpo", "nsr", "nft", "topr", "resrl"])
 def test_accumulation_does_not_change_the_step(tmp_path, method):
-    steps = [
-        change(method, tmp_path, updates_per_rollout=1, batch=batch) for batch in ((16, 1), (4, 4), (2, 8), (1, 16))
-    ]
+    splits = ((16, 1), (4, 4), (2, 8), (1, 16))
+    steps = [change(method, tmp_path, updates_per_rollout=1, batch=batch) for batch in splits]
     for other in steps[1:]:
         agree(steps[0], other, 2e-6)
 
@@ -182,9 +181,7 @@ def test_max_length_is_dr_grpos_divisor_and_constant_is_nfts(tmp_path):
 def test_micro_batch_means_depend_on_the_packing_as_in_the_papers_code(tmp_path):
     settings = {"normalizer": "micro_batch_token_mean"}
     steps = [change("grpo", tmp_path, batch=batch, **settings) for batch in ((16, 1), (4, 4))]
-    agree(
-        steps[0], change("grpo", tmp_path, batch=(16, 1), dead_groups="drop")
-    )  # one micro-batch: the plain token mean
+    agree(steps[0], change("grpo", tmp_path, batch=(16, 1), dead_groups="drop"))  # one micro-batch: a token mean
     assert (steps[0] - steps[1]).abs().max() > 1e-4
 
 
