@@ -77,7 +77,7 @@ def spawn(args: argparse.Namespace, side: str, method: str, accuracy: float) -> 
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-# ---- one side ---------------------------------------------------------------------------------------------------------
+# ---- one side --------------------------------------------------------------------------------------------------------
 
 
 def child(args: argparse.Namespace) -> dict[str, float]:
@@ -120,7 +120,7 @@ def resident_mib() -> float:
 
 
 def completions(args: argparse.Namespace) -> list[list[int]]:
-    """``rows`` completions; the first token is 2 on a right one, 3 on a wrong one; every group has its share of both."""
+    """``rows`` completions; the first token is 2 on a right one, 3 on a wrong one; each group has its share of both."""
     rng = random.Random(args.seed)
     rows = []
     for row in range(args.rows):

@@ -23,7 +23,7 @@ def run(folder, reward, **settings):
     return trainer
 
 
-# ---- rewards ----------------------------------------------------------------------------------------------------------
+# ---- rewards ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_logs_of_reward_functions_reach_the_history(tmp_path):
     assert history(run(tmp_path, reward), "verifier/checked") == [7.0]
 
 
-# ---- rollouts and data ------------------------------------------------------------------------------------------------
+# ---- rollouts and data -----------------------------------------------------------------------------------------------
 
 
 def test_an_empty_completion_is_counted_and_skipped(tmp_path):
@@ -145,7 +145,7 @@ def test_truncated_answers_can_be_left_out_of_the_loss(tmp_path):
     assert history(trainer, "rows/trained")[0] == pytest.approx(4 * (1 - cut))
 
 
-# ---- settings ---------------------------------------------------------------------------------------------------------
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_defaults_take_four_steps_per_rollout_and_truncate_importance_weights(tm
     assert NFTConfig(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=8).steps_per_generation == 16
 
 
-# ---- importance correction --------------------------------------------------------------------------------------------
+# ---- importance correction -------------------------------------------------------------------------------------------
 
 
 def correction(mode, gap, **bounds):
@@ -269,7 +269,7 @@ def test_evaluation_reports_rewards_and_leaves_the_training_samples_as_they_were
     assert torch.equal(weights(plain), weights(evaluated))
 
 
-# ---- pieces -----------------------------------------------------------------------------------------------------------
+# ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_installed_trl_is_the_one_the_adapter_was_written_for():

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from unlearn_tiny import make_model, make_tokenizer
 
 from negpo.cli.train import method_help
@@ -11,7 +12,8 @@ from negpo.errors import ConfigError, DataError
 from negpo.trainers import METHODS, SCRIPTS
 from negpo.trainers._script_rl import RLScriptArguments, parse, problem_rows, run_training
 
-RECIPES = sorted(path for method in SCRIPTS for path in CONFIGS.glob(f"recipes/{method}/*.yaml"))
+RL_METHODS = [method for method, script in SCRIPTS.items() if script.endswith("_script_rl")]
+RECIPES = sorted(path for method in RL_METHODS for path in CONFIGS.glob(f"recipes/{method}/*.yaml"))
 PUBLISHED = [path for path in RECIPES if not path.stem.startswith("lab")]
 
 
@@ -30,7 +32,7 @@ def test_every_recipe_becomes_a_config_and_names_its_sources(path, tmp_path):
 
 
 def test_every_method_has_a_recipe_and_a_help_text_with_shared_settings():
-    for method in SCRIPTS:
+    for method in RL_METHODS:
         assert method in METHODS
         assert any(path.parent.name == method for path in PUBLISHED), method
         text = method_help(method)
@@ -77,3 +79,35 @@ def test_golds_come_from_the_answer_or_the_last_box_and_a_missing_one_is_named(t
         problem_rows(script, find_protocol("lab"))
     script.skip_without_answer = True
     assert len(problem_rows(script, find_protocol("lab"))) == 2
+
+
+def one_right_answer(prompts, completions, **_):
+    return [float(row % 8 == 0) for row in range(len(completions))]
+
+
+def test_the_documented_own_method_runs(tmp_path, monkeypatch):
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).resolve().parents[2] / "docs" / "own_method.py"
+    spec = importlib.util.spec_from_file_location("own_method", path)
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+    rewards = torch.tensor([1.0, 0.0, float("nan"), 1.0, 1.0, 0.0])
+    advantages = own.lonely_answers(rewards, torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert (advantages != 0).tolist() == [True, True, True, False, False, False]
+    write_lab(tmp_path)
+    monkeypatch.setattr(own, "contains_answer", one_right_answer)
+    trainer = own.make_trainer(
+        str(tmp_path / "model"),
+        str(tmp_path / "out"),
+        max_steps=2,
+        max_completion_length=4,
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        learning_rate=1e-3,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
