@@ -96,7 +96,7 @@ class UnlearnTrainer(OfflineTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.reference: Reference | None = None
+        self.reference: Any = None  # a Reference once training starts
         self._ref_model = ref_model
         self._reference_digests: dict[str, str] = {}
         self._reference_checked = not args.check_reference
@@ -195,7 +195,7 @@ class UnlearnTrainer(OfflineTrainer):
         if batches:
             pieces = len(batches) * self.accelerator.num_processes
             for part in batches[0]:
-                total = sum(counts(batch[part]) for batch in batches).to(device)
+                total = torch.stack([counts(batch[part]) for batch in batches]).sum(0).to(device)
                 if self.accelerator.num_processes > 1:
                     total = self.accelerator.reduce(total, reduction="sum")
                 self._window[part] = total / pieces
@@ -220,16 +220,15 @@ class UnlearnTrainer(OfflineTrainer):
             self._buffer.add_tokens("retain", retain.logps, retain.mask)
             total = total + self._retain_term(inputs, retain_loss, "tokens", self.args.grad_diff_coeff)
         elif self.args.retain_loss == "kl":
-            unit = "positions" if self.args.kl_positions == "all" else "tokens"
-            total = total + self._retain_term(
-                inputs, self._retain_kl(model, inputs["retain"]), unit, self.args.kl_coeff
-            )
+            per = "positions" if self.args.kl_positions == "all" else "tokens"
+            retain_loss = self._retain_kl(model, inputs["retain"])
+            total = total + self._retain_term(inputs, retain_loss, per, self.args.kl_coeff)
         return total
 
     def score(self, model, inputs) -> dict[str, Part]:
         """Log-probs of all parts through one forward of the concatenated rows."""
         names = [name for name in PARTS if name in inputs and not (name == "retain" and self.args.retain_loss == "kl")]
-        joined = concatenate([inputs[name] for name in names], self.processing_class.pad_token_id)
+        joined: dict[str, Any] = concatenate([inputs[name] for name in names], self.processing_class.pad_token_id)
         logps = model_token_logprobs(model, **joined).logps
         online = None
         if self.reference is not None and self.reference.source != "cache" and self._reference_parts:

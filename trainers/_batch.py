@@ -1,6 +1,8 @@
 """Nested batches on the device: what a part holds, how much of it there is, and how parts become one forward."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +16,7 @@ class Part:
 
     logps: torch.Tensor
     mask: torch.Tensor
-    ref_logps: torch.Tensor | None
+    ref_logps: Any  # None where the objective needs no reference
     row_id: torch.Tensor
 
 
@@ -50,6 +52,6 @@ def single_rows(rows: Rows) -> list[Rows]:
     ]
 
 
-def name_rows(part: str, rows: list[int]) -> str:
+def name_rows(part: str, rows: Sequence[int | float]) -> str:
     """``forget row(s) 3, 8``, the first eight of them."""
     return f"{part} row(s) {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}"

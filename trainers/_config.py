@@ -19,7 +19,7 @@ class OfflineConfig(TrainingArguments):
     a CPU.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # type: ignore[misc]
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "token_normalization": ("batch", "micro_batch"),
         "reference": ("auto", "cache", "model", "adapters_off"),
@@ -27,7 +27,7 @@ class OfflineConfig(TrainingArguments):
     }
 
     logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
-    bf16: bool | None = field(
+    bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "bfloat16 autocast. Default: on where the GPU has it, off on a CPU."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})

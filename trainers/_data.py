@@ -200,7 +200,7 @@ class IdkRows(Sequence):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, place: int) -> Encoded:
+    def __getitem__(self, place: int) -> Encoded:  # type: ignore[override]
         return self._items[place]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import torch
 
@@ -13,8 +14,8 @@ class LogBuffer:
     """Weighted means since the last log. ``add`` keeps tensors; ``drain`` sums over processes and empties it."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = defaultdict(float)
-        self._weights: dict[str, torch.Tensor] = defaultdict(float)
+        self._sums: dict[str, Any] = defaultdict(float)
+        self._weights: dict[str, Any] = defaultdict(float)
 
     def add(self, name: str, total: torch.Tensor, weight: torch.Tensor | float) -> None:
         """Add ``total``, a sum over ``weight`` items. Weight 0 marks a plain count, reported as a sum."""

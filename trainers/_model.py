@@ -50,7 +50,7 @@ def load_tokenizer(model: Any, processing_class: Any) -> Any:
     return processing_class
 
 
-def load_model(model: Any, init_kwargs: dict[str, Any] | None) -> Any:
+def load_model(model: Any, init_kwargs: Any) -> Any:
     """``from_pretrained`` for a name or folder; a model object is returned as it is."""
     if not isinstance(model, str):
         if init_kwargs:
@@ -110,7 +110,7 @@ def rows_of_tied_embedding(model: Any) -> Iterator[None]:
     deterministic, in half precision they round. The model must not be wrapped, or its hooks would miss the rows.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weight = getattr(embedding, "weight", None)
+    weight: Any = getattr(embedding, "weight", None)
     tied = isinstance(embedding, torch.nn.Embedding) and weight is getattr(head, "weight", None)
     if not (tied and weight.requires_grad and weight.device.type == "cpu" and weight.dtype == torch.float32):
         yield

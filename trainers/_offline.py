@@ -24,6 +24,11 @@ class OfflineTrainer(Trainer):
     ``self._buffer`` and drained with every log of the loss.
     """
 
+    args: Any  # the method's config
+    model: Any
+    processing_class: Any
+    train_dataset: Any
+
     # The loss is a mean: Trainer divides it by the accumulation steps. The attribute is read from transformers 5.19 on;
     # before, the None that get_batch_samples returns says the same.
     loss_is_scaled_for_ga = False
@@ -58,7 +63,7 @@ class OfflineTrainer(Trainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         return EpochSampler(len(dataset), dataset.seed, shuffle=self.args.train_sampling_strategy == "random")
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # type: ignore[override]
         """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
         resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
         self._prepare_reference()  # here the weights are still those of the starting model, on resume too

@@ -1,6 +1,7 @@
 """Gradient ascent, the baseline that collapses: arXiv 2401.06121, 2404.05868."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from negpo.objectives import ga_loss
 from negpo.trainers._base import UnlearnTrainer
@@ -16,7 +17,7 @@ class GradientAscentConfig(UnlearnConfig):
 class GradientAscentTrainer(UnlearnTrainer):
     """Minimises ``negpo.objectives.ga_loss``: the token mean of log p over the forget answers."""
 
-    config_class = GradientAscentConfig
+    config_class: ClassVar[type[UnlearnConfig]] = GradientAscentConfig
 
     def forget_loss(self, parts: dict[str, Part]):
         forget = parts["forget"]

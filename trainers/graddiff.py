@@ -1,6 +1,7 @@
 """Gradient difference (GA+RT) and GA+KL: ascent on forget rows, likelihood or closeness on retain rows."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from negpo.errors import ConfigError
 from negpo.trainers._config import UnlearnConfig
@@ -27,4 +28,4 @@ class GradDiffConfig(UnlearnConfig):
 class GradDiffTrainer(GradientAscentTrainer):
     """Gradient ascent with a retain term."""
 
-    config_class = GradDiffConfig
+    config_class: ClassVar[type[UnlearnConfig]] = GradDiffConfig

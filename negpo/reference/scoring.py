@@ -31,7 +31,8 @@ def score_rows(
     model.eval()
     try:
         for batch in _length_sorted(rows, tokens_per_batch):
-            inputs = {name: value.to(device) for name, value in pad_batch([rows[i] for i in batch], pad_id).items()}
+            padded = pad_batch([rows[i] for i in batch], pad_id)
+            inputs: dict[str, Any] = {name: value.to(device) for name, value in padded.items()}
             with torch.no_grad():
                 out = model_token_logprobs(model, **inputs)
             logps, mask = out.logps.float().cpu(), out.mask.cpu()

@@ -65,8 +65,8 @@ def test_an_unknown_flag_names_the_nearest_flag(tmp_path):
 
 
 def test_an_unknown_method_names_the_nearest_method():
-    with pytest.raises(ConfigError, match=r"'simpno'.*did you mean simnpo"):
-        parse("simpno", [])
+    with pytest.raises(ConfigError, match=r"'graddif'.*did you mean graddiff"):
+        parse("graddif", [])
 
 
 def test_a_value_of_the_wrong_type_is_one_line(tmp_path):
