@@ -89,7 +89,8 @@ def stale_layers(model: nn.Module, weights: Weights) -> list[str]:
     order = {
         part: parts.index(part) for parts in getattr(model, "packed_modules_mapping", {}).values() for part in parts
     }
-    modules = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules())
+    head = _tied_head(model)
     stale = []
     for name, tensor in weights:
         path, _, leaf = name.rpartition(".")
@@ -100,18 +101,17 @@ def stale_layers(model: nn.Module, weights: Weights) -> list[str]:
         start = sum(module.output_partition_sizes[: order[part]]) if part in fused else 0
         if not _holds(module, leaf, tensor, start):
             stale.append(name)
-        if module is modules.get("model.embed_tokens") and _tied_head(model) is not None:
-            head = _tied_head(model)
-            if head is not module and not _holds(head, leaf, tensor, 0):
-                stale.append("lm_head.weight")
+        is_embedding = module is modules.get("model.embed_tokens")
+        if is_embedding and head is not None and head is not module and not _holds(head, leaf, tensor, 0):
+            stale.append("lm_head.weight")
     return stale
 
 
-def _tied_head(model: nn.Module) -> nn.Module | None:
+def _tied_head(model: Any) -> Any:
     return getattr(model, "lm_head", None) if model.config.tie_word_embeddings else None
 
 
-def _holds(module: nn.Module, leaf: str, trainer: Tensor, start: int) -> bool:
+def _holds(module: Any, leaf: str, trainer: Tensor, start: int) -> bool:
     """Whether rows `start` to `start + len(trainer)` of a module's parameter are the trainer's."""
     own = getattr(module, leaf)
     rows = slice(start, start + trainer.shape[0])
