@@ -21,7 +21,7 @@ from negpo.lab._jobs import Job, run_jobs
 from negpo.lab.build import LabPaths, build_lab
 from negpo.report.results import DEMO_FILE, RUN_FILE
 
-TUNING_SEED = 100  # the world whose retain model chose the settings in configs/recipes/*/lab*.yaml
+TUNING_SEEDS = (100, 101, 102)  # the worlds on which the settings in configs/recipes/*/lab*.yaml were chosen
 STATE_FILE = "state.json"
 
 
@@ -43,8 +43,8 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {self.seeds}: give at least one, each once")
-        if TUNING_SEED in self.seeds:
-            raise ConfigError(f"seed {TUNING_SEED} made the world the settings were tuned on; choose another one")
+        if used := set(TUNING_SEEDS) & set(self.seeds):
+            raise ConfigError(f"the settings were tuned on the worlds of seed {sorted(used)}; choose other seeds")
         if unknown := set(self.methods) - set(DemoSettings.methods):
             names = ", ".join(DemoSettings.methods)
             raise ConfigError(f"unknown method {', '.join(sorted(unknown))}; choose from {names}")
@@ -82,7 +82,7 @@ def run_demo(settings: DemoSettings) -> Path:
     demo = {
         "command": settings.command,
         "seeds": settings.seeds,
-        "tuning_seed": TUNING_SEED,
+        "tuning_seeds": TUNING_SEEDS,
         "size": settings.size,
         "every": settings.every,
         "forget": labs[settings.seeds[0]].forget,

@@ -82,18 +82,21 @@ def twins(experiments: Sequence[Experiment], name: str) -> list[tuple[Experiment
 
 
 def number(value: float) -> str:
-    """Three significant digits, scientific below 0.001."""
+    """Two digits after the point, two significant ones below 0.1, scientific below 0.001."""
     if math.isnan(value):
         return "–"
     if value != 0 and abs(value) < 1e-3:
         return f"{value:.0e}"
+    if 0 < abs(value) < 0.1:
+        return f"{value:.2g}"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def cell(values: Sequence[float], tone: str = "") -> Cell:
     """Mean over seeds, with smallest and largest below it when there are several."""
     mean, low, high = spread(values)
-    return Cell(number(mean), f"{number(low)} … {number(high)}" if len(values) > 1 else "", tone)
+    note = f"{number(low)} … {number(high)}" if len(values) > 1 and not math.isnan(mean) else ""
+    return Cell(number(mean), note, tone)
 
 
 def metrics_table(experiments: Sequence[Experiment]) -> Table:
@@ -148,7 +151,8 @@ def _reached(values: Sequence[float | None]) -> Cell:
         return Cell("not reached")
     found = cell(reached)
     missed = len(values) - len(reached)
-    return Cell(found.text, f"{found.note}; {missed} not reached" if missed else found.note)
+    notes = [found.note, f"{missed} not reached" if missed else ""]
+    return Cell(found.text, "; ".join(filter(None, notes)))
 
 
 def answers(target: RunResult, run: RunResult) -> Table:
