@@ -197,7 +197,8 @@ def report(args: argparse.Namespace) -> str:
     seconds, off, gap = time_variants(args)
     lines = [
         f"V = {args.vocab:,}, H = {args.hidden}, {args.layers} layers, {args.pairs} pairs, prompts of {args.prompt} "
-        f"tokens, answers of {args.answer // 2} to {args.answer}, D²O with K = {args.samples}; float32, {args.repeats} repeats.",
+        f"tokens, answers of {args.answer // 2} to {args.answer}, D²O with K = {args.samples}; float32, "
+        f"{args.repeats} repeats.",
         "",
         "| variant | seconds | of trl | peak extra GiB | of trl | of trl-cached | beyond gradients GiB |",
         "|---|---|---|---|---|---|---|",
