@@ -16,6 +16,8 @@ def recipe_path(name: str) -> Path:
         return Path(name)
     shipped = CONFIGS / "recipes" / f"{name.removesuffix('.yaml')}.yaml"
     if not shipped.is_file():
-        known = sorted(str(p.relative_to(CONFIGS / "recipes").with_suffix("")) for p in CONFIGS.glob("recipes/*/*.yaml"))
+        known = sorted(
+            str(p.relative_to(CONFIGS / "recipes").with_suffix("")) for p in CONFIGS.glob("recipes/*/*.yaml")
+        )
         raise ConfigError(f"no recipe '{name}'. Give a YAML file or one of: {', '.join(known)}")
     return shipped

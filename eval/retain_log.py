@@ -87,8 +87,8 @@ def _read(content: Any, source: str, forget: str) -> RetainLog:
     if "eval_log_forget.json" in content:
         log = content["eval_log_forget.json"]
         paraphrase = _in_row_order(log["avg_paraphrased_loss"])
-        ratios = original_truth_ratio(paraphrase, _in_row_order(log["average_perturb_loss"]))
-        return RetainLog("tofu-original", forget, tuple(ratios.tolist()), source=source)
+        original = original_truth_ratio(paraphrase, _in_row_order(log["average_perturb_loss"]))
+        return RetainLog("tofu-original", forget, tuple(original.tolist()), source=source)
     raise KeyError("forget_truth_ratio")
 
 

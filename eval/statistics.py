@@ -58,7 +58,8 @@ def auc_interval(negative: ArrayLike, positive: ArrayLike, *, confidence: float 
     of_high = (ranks[n:] - stats.rankdata(high)) / n
     error = math.sqrt(of_low.var(ddof=1) / n + of_high.var(ddof=1) / m)
     centre, reach = math.log(auc / (1 - auc)), stats.norm.isf((1 - confidence) / 2) * error / (auc * (1 - auc))
-    return tuple(1 / (1 + math.exp(-max(-700.0, min(700.0, value)))) for value in (centre - reach, centre + reach))
+    low_end, high_end = (1 / (1 + math.exp(-max(-700.0, min(700.0, end)))) for end in (centre - reach, centre + reach))
+    return low_end, high_end
 
 
 def tpr_at_fpr(negative: ArrayLike, positive: ArrayLike, fpr: float) -> float:
