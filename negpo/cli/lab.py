@@ -1,4 +1,4 @@
-"""``negpo lab build``: the embedded world and its target and retain models, without running a method."""
+"""``negpo lab build``: an embedded world and its models, without running a method or an evaluation."""
 
 import argparse
 from pathlib import Path
@@ -12,6 +12,8 @@ def add_parser(subparsers) -> None:
         help="build a lab, or find the one built before",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    kinds = "authors: target and retain model for unlearning; arithmetic: problems and a model for pass@k and RL"
+    build.add_argument("--kind", default="authors", choices=("authors", "arithmetic"), help=kinds)
     build.add_argument("--out", type=Path, default=Path("runs/labs"), help="folder for labs")
     build.add_argument("--seed", type=int, default=0, help="which world")
     build.add_argument("--size", default="default", choices=("default", "tiny"), help="tiny: seconds, learns nothing")
@@ -21,9 +23,17 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from rich.console import Console
 
     from negpo.lab import build_lab
+    from negpo.lab.arithmetic_build import build_arithmetic_lab
 
-    lab = build_lab(args.out, args.seed, args.size)
     console = Console()
+    if args.kind == "arithmetic":
+        arithmetic = build_arithmetic_lab(args.out, args.seed, args.size)
+        console.print(f"lab:   {arithmetic.root}", f"model: {arithmetic.model}", sep="\n", soft_wrap=True)
+        console.print(
+            f"test:  negpo eval custom --benchmark-file {arithmetic.benchmark} --protocol lab", soft_wrap=True
+        )
+        return 0
+    lab = build_lab(args.out, args.seed, args.size)
     console.print(f"lab:    {lab.root}", f"data:   {lab.data} ({lab.forget})", sep="\n", soft_wrap=True)
     console.print(f"target: {lab.target}", f"retain: {lab.retain}", sep="\n", soft_wrap=True)
     return 0

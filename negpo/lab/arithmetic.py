@@ -1,8 +1,8 @@
 """The arithmetic world: problems in the MATH schema, and worked answers of known imperfection.
 
-A problem asks for the value of a chain of operations; its level (1 to 5) is how long the chain is and how large its
-numbers are. Training answers come in two *styles* and carry *slips*, both drawn with known probabilities, so the model
-trained on them is a sampler whose accuracy falls with the level and whose wrong answers look like wrong answers:
+A problem asks for the value of a chain of sums and differences; its level (1 to 5) is how long the chain is. Training
+answers come in two *styles* and carry *slips*, both drawn with known probabilities, so the model trained on them is a
+sampler whose accuracy falls with the level and whose wrong answers look like wrong answers:
 
 * ``direct`` boxes a result at once. It is the usual style at every level, and a guess from level 3 on.
 * ``steps`` works the chain out operation by operation. It is rare, and right unless one of its steps slips.
@@ -25,25 +25,22 @@ PROMPT = "Question: {question}\nAnswer:"
 class LevelShape:
     """How questions of one level look and how often training answers to them go wrong.
 
-    operands: inclusive range of the numbers; operations: length of the chain; times: whether the first operation
-    multiplies (by 2 to 9); direct_slip, step_slip: probability that a direct result, or one step, is off.
+    operations: length of the chain; direct_slip, step_slip: probability that a direct result, or one step, is off.
     """
 
     operations: int
-    low: int
-    high: int
-    times: bool
     direct_slip: float
     step_slip: float
 
 
 SHAPES: dict[int, LevelShape] = {
-    1: LevelShape(1, 1, 9, False, 0.05, 0.03),
-    2: LevelShape(2, 1, 20, False, 0.25, 0.05),
-    3: LevelShape(3, 2, 40, False, 0.65, 0.08),
-    4: LevelShape(3, 5, 60, True, 0.92, 0.12),
-    5: LevelShape(4, 11, 99, True, 1.00, 0.30),
+    1: LevelShape(1, 0.02, 0.02),
+    2: LevelShape(2, 0.15, 0.03),
+    3: LevelShape(3, 0.50, 0.04),
+    4: LevelShape(5, 0.95, 0.06),
+    5: LevelShape(8, 1.00, 0.20),
 }
+SMALLEST, LARGEST = 10, 99  # running values have two digits: columns that stay in place are learnt ten times faster
 STEPS_SHARE = 0.2
 
 
@@ -57,8 +54,8 @@ class ArithmeticProblem:
 
     @property
     def question(self) -> str:
-        rest = "".join(f" {op} {value}" for op, value in zip(self.operators, self.operands[1:], strict=True))
-        return f"Start with {self.operands[0]}, then{rest}."
+        rest = "".join(f"{op}{value}" for op, value in zip(self.operators, self.operands[1:], strict=True))
+        return f"Compute {self.operands[0]}{rest}."
 
     @property
     def totals(self) -> list[int]:
@@ -74,30 +71,26 @@ class ArithmeticProblem:
 
     @property
     def subject(self) -> str:
-        return "Products" if "x" in self.operators else "Sums"
+        return "Differences" if "-" in self.operators else "Sums"
 
     def row(self, identity: str) -> dict[str, str]:
         """One row in the MATH schema."""
-        solution = _steps(self, random.Random(0), slip=0.0)
+        solution = worked(self)
         values = {"problem": self.question, "solution": solution, "answer": self.answer}
         return {**values, "level": f"Level {self.level}", "type": self.subject, "unique_id": identity}
 
 
 def _apply(total: int, op: str, value: int) -> int:
-    return {"+": total + value, "-": total - value, "x": total * value}[op]
+    return total + value if op == "+" else total - value
 
 
 def make_problem(level: int, rng: random.Random) -> ArithmeticProblem:
-    """A problem whose running value never falls below zero."""
-    shape = SHAPES[level]
-    operands, operators = [rng.randint(shape.low, shape.high)], []
+    """A problem whose running value always has two digits; all other numbers have one."""
+    operands, operators = [rng.randint(SMALLEST, LARGEST)], []
     total = operands[0]
-    for position in range(shape.operations):
-        if shape.times and position == 0:
-            op, value = "x", rng.randint(2, 9)
-        else:
-            value = rng.randint(shape.low, shape.high)
-            op = rng.choice("+-") if value <= total else "+"
+    for _ in range(SHAPES[level].operations):
+        value = rng.randint(1, 9)
+        op = rng.choice([op for op in "+-" if SMALLEST <= _apply(total, op, value) <= LARGEST])
         operators.append(op)
         operands.append(value)
         total = _apply(total, op, value)
@@ -129,18 +122,23 @@ def make_answer(problem: ArithmeticProblem, rng: random.Random) -> str:
     return f" \\boxed{{{_off(value, rng) if rng.random() < shape.direct_slip else value}}}"
 
 
+def worked(problem: ArithmeticProblem) -> str:
+    """The answer in the style of steps, without a slip."""
+    return _steps(problem, random.Random(0), slip=0.0)
+
+
 def _steps(problem: ArithmeticProblem, rng: random.Random, *, slip: float) -> str:
-    """` 3+4=7, 7x2=14, \\boxed{14}`; a slip changes one result, and the chain goes on from the wrong value."""
+    """` 23-4=19,19+2=21 \\boxed{21}`; a slip changes one result, and the chain goes on from the wrong value."""
     total, lines = problem.operands[0], []
     for op, value in zip(problem.operators, problem.operands[1:], strict=True):
         result = _apply(total, op, value)
         if rng.random() < slip:
             result = _off(result, rng)
-        lines.append(f" {total}{op}{value}={result},")
+        lines.append(f"{total}{op}{value}={result}")
         total = result
-    return "".join(lines) + f" \\boxed{{{total}}}"
+    return f" {','.join(lines)} \\boxed{{{total}}}"
 
 
 def _off(value: int, rng: random.Random) -> int:
-    """A wrong value of the same size: off by one, two or ten."""
-    return value + (rng.choice((-10, -2, -1, 1, 2, 10)) if value >= 10 else rng.choice((1, 2, 3)))
+    """A wrong value of two digits, off by one, two or ten."""
+    return rng.choice([value + by for by in (-10, -2, -1, 1, 2, 10) if SMALLEST <= value + by <= LARGEST])

@@ -7,17 +7,15 @@ side by side in two single-threaded processes. Everything is a function of `(see
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from negpo.data.io import atomic_write, atomic_write_json
+from negpo.data.io import atomic_write
 from negpo.data.rows import fingerprint_rows
 from negpo.errors import ConfigError
+from negpo.lab._cache import MANIFEST, build_once, settings_key, source_hash
 from negpo.lab._jobs import Job, run_jobs
 from negpo.lab.tofu_world import tofu_world
 from negpo.lab.world import SIZES, World, make_world
@@ -80,13 +78,7 @@ class LabPaths:
     @property
     def manifest(self) -> dict:
         """Seed, sizes, source hash and seconds per stage."""
-        return json.loads((self.root / "lab.json").read_text())
-
-
-def source_hash() -> str:
-    """SHA-256 over the source files a lab depends on."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in LAB_SOURCES)).hexdigest()
+        return json.loads((self.root / MANIFEST).read_text())
 
 
 def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default", tofu: str | Path | None = None) -> LabPaths:
@@ -96,7 +88,6 @@ def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default", tofu: s
     used; the seed then only initialises the models.
 
     The folder name carries a hash of sizes and source code, so a change of either builds a new lab beside the old one.
-    It appears in one rename at the end: a killed build leaves nothing that could be mistaken for a lab.
 
     Raises:
         ConfigError: unknown `size`.
@@ -109,22 +100,15 @@ def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default", tofu: s
         world, size, forget = tofu_world(tofu), "tofu", 1
         described = {"rows": fingerprint_rows([*world.splits["full"], *world.pretraining])}
     model_size = MODEL_SIZES[size]
-    settings = {"seed": seed, "world": described, "model": asdict(model_size), "source": source_hash()}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    root = Path(out_dir) / f"{size}-seed{seed}-{key[:12]}"
+    settings = {"seed": seed, "world": described, "model": asdict(model_size), "source": source_hash(LAB_SOURCES)}
+    root = Path(out_dir) / f"{size}-seed{seed}-{settings_key(settings)}"
     paths = LabPaths(root, forget=f"forget{forget:02d}")
-    if (root / "lab.json").exists():
-        return paths
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".building-", dir=root.parent))
-    try:
-        seconds = _build(LabPaths(work, paths.forget), world, model_size, seed)
-        atomic_write_json(work / "lab.json", {**settings, "size": size, "forget": paths.forget, "seconds": seconds})
-        if not root.exists():  # another process may have built the same lab meanwhile; both are identical
-            work.rename(root)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    def fill(folder: Path) -> dict:
+        seconds = _build(LabPaths(folder, paths.forget), world, model_size, seed)
+        return {**settings, "size": size, "forget": paths.forget, "seconds": seconds}
+
+    build_once(root, fill)
     return paths
 
 
