@@ -4,6 +4,8 @@ import argparse
 import json
 import math
 import zlib
+from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -12,12 +14,26 @@ import torch
 from negpo.cli.eval_muse import add_muse_parser, run_muse
 from negpo.errors import ConfigError, DataError
 from negpo.eval import metrics as m
+from negpo.eval import muse_items
 from negpo.eval.muse import MuseSettings, RetainAuc, evaluate_muse, load_muse
 from negpo.eval.muse_metrics import SHARES, original_aucs, original_scores
 from negpo.eval.scoring import Batching
 
 ORIGINAL = MuseSettings(mode="muse-original")
 OURS = MuseSettings(max_length=24)
+SCORES_ONLY = tuple(replace(settings, generate=False) for settings in (ORIGINAL, OURS))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_continuations():
+    """Greedy steps are what takes time here: 16 and 8 new tokens instead of 128 and 32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(muse_items, "VERBMEM_TOKENS", 16)
+        patch.setattr(muse_items, "KNOWMEM_TOKENS", 8)
+        yield
+
+
+LENGTHS = muse_items.VERBMEM_TOKENS, muse_items.KNOWMEM_TOKENS  # before they are shortened
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +41,10 @@ def model(make_model):
     return make_model(0)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder of MUSE's layout with made-up texts; three rows per set, four in-context examples."""
-    root = tmp_path / "muse"
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder of MUSE's layout with made-up texts: a few rows per set, two in-context examples."""
+    root = tmp_path_factory.mktemp("world") / "muse"
 
     def qa(name, count):
         return [
@@ -39,12 +55,12 @@ def folder(tmp_path):
         "verbmem/forget": [
             {"prompt": f"The village {i} lies", "gt": f"between hill {i} and the sea."} for i in range(3)
         ],
-        "privleak/forget": [f"Forget passage {i}, told by Ann {'dee ' * i}." for i in range(3)],
+        "privleak/forget": [f"Forget passage {i}, told by Ann {'dee ' * i}." for i in range(4)],
         "privleak/retain": [f"Retain passage {i}, kept by Bob." for i in range(3)],
-        "privleak/holdout": [f"Unseen passage {i}: Carl wrote {'it ' * i}." for i in range(4)],
+        "privleak/holdout": [f"Forget pages {i}, told by Ann {'Dee ' * (3 - i)}." for i in range(4)],
     }
     for name in ("forget_qa", "retain_qa"):
-        files |= {f"knowmem/{name}": qa(name, 3), f"knowmem/{name}_icl": qa(f"{name} example", 2)}
+        files |= {f"knowmem/{name}": qa(name, 2), f"knowmem/{name}_icl": qa(f"{name} example", 2)}
     for name, rows in files.items():
         path = root / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +68,25 @@ def folder(tmp_path):
     return root
 
 
+@pytest.fixture(scope="module")
+def data(world):
+    return load_muse("news", world)
+
+
 @pytest.fixture
-def data(folder):
-    return load_muse("news", folder)
+def folder(world, tmp_path):
+    """A copy that a test may spoil."""
+    return copytree(world, tmp_path / "muse")
+
+
+@pytest.fixture(scope="module")
+def results(model, tiny_tokenizer, data, tmp_path_factory):
+    """Result and folder of both modes; generation is what takes time here, so it is done once."""
+    root = tmp_path_factory.mktemp("results")
+    return {
+        settings.mode: (evaluate_muse(model, tiny_tokenizer, data, settings, out_dir=root / settings.mode), root)
+        for settings in (ORIGINAL, OURS)
+    }
 
 
 def rewrite(folder, name, change):
@@ -127,8 +159,8 @@ def test_rouge_without_stemmer_matches_the_original_logger(load_fixture):
 # --- both modes, one row at a time with full logits
 
 
-def test_the_original_mode_equals_a_row_by_row_computation(model, tiny_tokenizer, data):
-    result = evaluate_muse(model, tiny_tokenizer, data, ORIGINAL)
+def test_the_original_mode_equals_a_row_by_row_computation(model, tiny_tokenizer, data, results):
+    result, _ = results["muse-original"]
     ids = lambda text: tiny_tokenizer(text)["input_ids"]
 
     scores = {}
@@ -154,14 +186,15 @@ def test_the_original_mode_equals_a_row_by_row_computation(model, tiny_tokenizer
 
     rouge = []
     for row in data.sets["verbmem"]:
-        text = continuation(model, tiny_tokenizer, row["prompt"], 128)
-        rouge.append(m.rouge_scores(row["gt"], text, stemmer=False)["rougeL_f1"])
+        text = continuation(model, tiny_tokenizer, row["prompt"], 16)
+        truth = tiny_tokenizer.decode(ids(row["gt"])[:16])
+        rouge.append(m.rouge_scores(truth, text, stemmer=False)["rougeL_f1"])
     assert result["forget_verbmem_ROUGE"] == pytest.approx(100 * np.mean(rouge), abs=1e-9)
 
     rouge = []
     shots = "".join(f"Question: {r['question']}\nAnswer: {r['answer']}\n\n" for r in data.sets["retain_qa_icl"])
     for row in data.sets["retain_qa"]:
-        text = continuation(model, tiny_tokenizer, f"{shots}Question: {row['question']}\nAnswer: ", 32)
+        text = continuation(model, tiny_tokenizer, f"{shots}Question: {row['question']}\nAnswer: ", 8)
         for stop in ("\n\n", "\nQuestion", "Question:"):
             text = text.split(stop)[0]
         rouge.append(m.rouge_scores(row["answer"], text, stemmer=False)["rougeL_f1"])
@@ -169,8 +202,12 @@ def test_the_original_mode_equals_a_row_by_row_computation(model, tiny_tokenizer
     assert result.missing["extraction_strength"] == "not part of muse-original"
 
 
-def test_the_open_unlearning_mode_cuts_texts_and_leaves_the_last_token_out(model, tiny_tokenizer, data):
-    result = evaluate_muse(model, tiny_tokenizer, data, OURS)
+def test_continuations_have_the_published_lengths():
+    assert LENGTHS == (128, 32)
+
+
+def test_the_open_unlearning_mode_cuts_texts_and_leaves_the_last_token_out(model, tiny_tokenizer, data, results):
+    result, _ = results["open-unlearning"]
     values = {}
     for name in ("forget", "holdout"):
         # without a bos token the empty prefix has no ids, so the cut is at max_length tokens
@@ -195,30 +232,22 @@ def test_the_open_unlearning_mode_cuts_texts_and_leaves_the_last_token_out(model
 
 
 @pytest.mark.parametrize("settings", [ORIGINAL, OURS], ids=lambda settings: settings.mode)
-def test_results_do_not_depend_on_the_batch_size(model, tiny_tokenizer, data, settings):
-    from dataclasses import replace
-
-    results = [
-        evaluate_muse(model, tiny_tokenizer, data, replace(settings, batching=batching))
-        for batching in (Batching(max_rows=1), Batching(max_rows=8), Batching(max_rows=8, padding_side="left"))
-    ]
-    for other in results[1:]:
-        assert other.metrics == pytest.approx(results[0].metrics, rel=1e-5)
-        assert [row.get("generation") for row in other.per_item] == [
-            row.get("generation") for row in results[0].per_item
-        ]
-        assert other.manifest["hash"] == results[0].manifest["hash"]
+def test_results_do_not_depend_on_the_batch_size(model, tiny_tokenizer, data, results, settings):
+    result, _ = results[settings.mode]
+    for batching in (Batching(max_rows=1), Batching(max_rows=8, padding_side="left")):
+        other = evaluate_muse(model, tiny_tokenizer, data, replace(settings, batching=batching))
+        assert other.metrics == pytest.approx(result.metrics, rel=1e-5)
+        assert [row.get("generation") for row in other.per_item] == [row.get("generation") for row in result.per_item]
+        assert other.manifest["hash"] == result.manifest["hash"]
 
 
-def test_every_number_has_an_interval_that_contains_it(model, tiny_tokenizer, data):
-    for settings in (ORIGINAL, OURS):
-        result = evaluate_muse(model, tiny_tokenizer, data, settings)
+def test_every_number_has_an_interval_that_contains_it(results):
+    for result, _ in results.values():
         for name, value in result.items():
             low, high = result.details[name]["interval"]
             assert low - 1e-9 <= value <= high + 1e-9, name
-    assert set(result.details["mia_loss"]["tpr_at_fpr"]) == {"0.01", "0.001"}
-    assert set(original := evaluate_muse(model, tiny_tokenizer, data, ORIGINAL).details["auc"]) >= {"forget_retain_PPL"}
-    assert len(original) == 90
+    assert set(results["open-unlearning"][0].details["mia_loss"]["tpr_at_fpr"]) == {"0.01", "0.001"}
+    assert len(results["muse-original"][0].details["auc"]) == 3 * 3 * 10
 
 
 # --- what is missing, empty or wrong
@@ -226,11 +255,11 @@ def test_every_number_has_an_interval_that_contains_it(model, tiny_tokenizer, da
 
 def test_a_missing_holdout_takes_privleak_away_and_says_so(model, tiny_tokenizer, folder):
     (folder / "privleak" / "holdout.json").unlink()
-    for settings in (ORIGINAL, OURS):
+    for settings in SCORES_ONLY:
         result = evaluate_muse(model, tiny_tokenizer, load_muse("news", folder), settings)
         assert "no privleak/holdout" in result.missing["privleak"]
+        assert "generation was switched off" in result.missing["forget_verbmem_ROUGE"]
         assert "privleak" not in result
-        assert "forget_verbmem_ROUGE" in result
         with pytest.raises(ConfigError, match="no AUC to compare with"):
             result.retain_auc()
 
@@ -238,8 +267,8 @@ def test_a_missing_holdout_takes_privleak_away_and_says_so(model, tiny_tokenizer
 def test_empty_texts_are_left_out_and_counted(model, tiny_tokenizer, folder):
     rewrite(folder, "privleak/forget", lambda rows: ["", *rows, "  "])
     data = load_muse("news", folder)
-    assert len(data.sets["forget"]) == 3
-    result = evaluate_muse(model, tiny_tokenizer, data, OURS)
+    assert len(data.sets["forget"]) == 4
+    result = evaluate_muse(model, tiny_tokenizer, data, SCORES_ONLY[1])
     assert result.details["empty_rows"] == {"forget": 2}
     assert result.manifest["data"]["empty"] == {"forget": 2}
     rewrite(folder, "privleak/forget", lambda rows: ["", ""])
@@ -249,7 +278,7 @@ def test_empty_texts_are_left_out_and_counted(model, tiny_tokenizer, folder):
 
 def test_forget_texts_in_the_holdout_are_counted_and_equal_sets_refused(model, tiny_tokenizer, folder):
     rewrite(folder, "privleak/holdout", lambda rows: [*rows, "Forget passage 0, told by Ann ."])
-    result = evaluate_muse(model, tiny_tokenizer, load_muse("news", folder), OURS)
+    result = evaluate_muse(model, tiny_tokenizer, load_muse("news", folder), SCORES_ONLY[1])
     assert result.details["privleak"]["overlap"] == 1
     forget = json.loads((folder / "privleak" / "forget.json").read_text())
     rewrite(folder, "privleak/holdout", lambda rows: [*rows, *forget])
@@ -268,8 +297,8 @@ def test_a_row_without_its_field_is_named(folder):
 def test_a_model_whose_losses_are_not_finite_gets_no_privleak(make_model, tiny_tokenizer, data):
     broken = make_model(0)
     torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
-    for mode in ("muse-original", "open-unlearning"):
-        result = evaluate_muse(broken, tiny_tokenizer, data, MuseSettings(mode=mode, generate=False))
+    for settings in SCORES_ONLY:
+        result = evaluate_muse(broken, tiny_tokenizer, data, settings)
         assert "not finite" in result.missing["privleak"]
     assert "not finite" in result.missing["extraction_strength"]
 
@@ -277,12 +306,12 @@ def test_a_model_whose_losses_are_not_finite_gets_no_privleak(make_model, tiny_t
 def test_texts_beyond_the_context_are_refused_before_scoring(make_model, tiny_tokenizer, folder):
     rewrite(folder, "privleak/forget", lambda rows: [*rows, "word " * 600])
     with pytest.raises(ConfigError, match="longer than the model's context of 512 tokens"):
-        evaluate_muse(make_model(0), tiny_tokenizer, load_muse("news", folder), ORIGINAL)
+        evaluate_muse(make_model(0), tiny_tokenizer, load_muse("news", folder), SCORES_ONLY[0])
 
 
 def test_text_too_short_for_min_40_is_counted(model, tiny_tokenizer, folder):
     rewrite(folder, "privleak/forget", lambda rows: [*rows, "zq"])
-    result = evaluate_muse(model, tiny_tokenizer, load_muse("news", folder), ORIGINAL)
+    result = evaluate_muse(model, tiny_tokenizer, load_muse("news", folder), SCORES_ONLY[0])
     assert result.missing["privleak"] == "1 texts are too short: 40 % of their tokens is not one token"
 
 
@@ -290,12 +319,12 @@ def test_text_too_short_for_min_40_is_counted(model, tiny_tokenizer, folder):
 
 
 def test_a_model_against_its_own_auc_has_privleak_zero(model, tiny_tokenizer, data, tmp_path):
-    for settings in (ORIGINAL, OURS):
+    for settings in SCORES_ONLY:
         own = evaluate_muse(model, tiny_tokenizer, data, settings).retain_auc().save(tmp_path / "log.json")
         retain = RetainAuc.load(own, mode=settings.mode, corpus="news")
         result = evaluate_muse(model, tiny_tokenizer, data, settings, retain=retain)
         assert result["privleak"] == pytest.approx(0, abs=1e-6)
-        other = "muse-original" if settings is OURS else "open-unlearning"
+        other = "muse-original" if settings.mode == "open-unlearning" else "open-unlearning"
         with pytest.raises(ConfigError, match=f"has mode '{settings.mode}'"):
             RetainAuc.load(own, mode=other, corpus="news")
 
@@ -312,9 +341,11 @@ def test_published_logs_of_open_unlearning_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [ORIGINAL, OURS], ids=lambda settings: settings.mode)
-def test_an_interrupted_evaluation_goes_on_and_gives_the_same_result(model, tiny_tokenizer, data, tmp_path, settings):
-    full = evaluate_muse(model, tiny_tokenizer, data, settings, out_dir=tmp_path / "full")
-    lines = (tmp_path / "full" / "items.jsonl").read_bytes().splitlines(keepends=True)
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_result(
+    model, tiny_tokenizer, data, results, tmp_path, settings
+):
+    full, root = results[settings.mode]
+    lines = (root / settings.mode / "items.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "items.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]) + b'{"key": "torn')
     resumed = evaluate_muse(model, tiny_tokenizer, data, settings, out_dir=tmp_path / "cut")
@@ -349,7 +380,7 @@ def test_the_command_measures_the_retain_model_first(checkpoints, folder, tmp_pa
 
 def test_checkpoints_of_folds_become_a_table_and_a_picture(checkpoints, folder, tmp_path, capsys):
     folds = [checkpoints / "first", checkpoints / "second"]
-    assert run_muse(parse("--checkpoints", *folds, "--data", folder, "--limit", 2, "--out", tmp_path)) == 0
+    assert run_muse(parse("--checkpoints", *folds, "--data", folder, "--limit", 1, "--out", tmp_path)) == 0
     assert "retain_knowmem_ROUGE against the fold" in capsys.readouterr().out
     rows = json.loads((tmp_path / "folds.json").read_text())
     assert [row["fold"] for row in rows] == [1, 2]
