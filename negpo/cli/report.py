@@ -1,4 +1,4 @@
-"""``negpo report DIR``: one HTML file from a folder of unlearning results."""
+"""``negpo report DIR [DIR ...]``: one HTML file from unlearning results, or from one or several reasoning runs."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +11,9 @@ DIR is the --out folder of `negpo demo`, or a folder made by hand:
   DIR/npo/        negpo eval tofu --model RUN    --retain-model RETAIN --out DIR/npo
 
 A run that was evaluated at several checkpoints has DIR/npo/checkpoint-<step>/ instead.
+
+Or DIR is the --out folder of `negpo eval math500` and its like; several such folders are drawn into one page and
+tested against the first.
 """
 
 
@@ -22,13 +25,23 @@ def add_parser(subparsers) -> None:
         epilog=LAYOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", type=Path, metavar="DIR", help="folder of results")
-    parser.add_argument("--out", type=Path, help="HTML file; default: DIR/report.html")
+    parser.add_argument("results", type=Path, metavar="DIR", nargs="+", help="folder of results")
+    parser.add_argument("--out", type=Path, help="HTML file; default: report.html in the first DIR")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
+    from negpo.errors import ConfigError
+
+    first = args.results[0]
+    if (first / "samples.jsonl").is_file():
+        from negpo.report.reasoning import render_reasoning_report
+
+        print(f"report: {render_reasoning_report(args.results, args.out or first / 'report.html')}")
+        return 0
+    if len(args.results) > 1:
+        raise ConfigError(f"{first} holds no reasoning run, and only those are compared; give one folder")
     from negpo.report import render_report
     from negpo.report.terminal import print_summary
 
-    print_summary(args.results, render_report(args.results, args.out))
+    print_summary(first, render_report(first, args.out))
     return 0
