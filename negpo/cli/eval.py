@@ -2,7 +2,7 @@
 
 import argparse
 
-from negpo.cli import eval_muse, eval_reasoning, eval_tofu
+from negpo.cli import eval_muse, eval_reasoning, eval_tofu, eval_wmdp
 
 
 def add_parser(subparsers) -> None:
@@ -10,6 +10,7 @@ def add_parser(subparsers) -> None:
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     eval_tofu.add_tofu_parser(benchmarks)
     eval_muse.add_muse_parser(benchmarks)
+    eval_wmdp.add_wmdp_parsers(benchmarks)
     eval_reasoning.add_reasoning_parsers(benchmarks)
 
 
