@@ -29,7 +29,7 @@ SIGN_NAMES = {1: "preferred", -1: "dispreferred", 0: "sampled"}
 
 
 class PreferenceTrainer(OfflineTrainer):
-    """Base class. A method says which signs a prompt needs and implements ``objective``.
+    """Base class. A method says which signs a prompt needs and implements ``preference_loss``.
 
     Args:
         model: model or name/folder of one; also the reference, for methods that have one.
@@ -49,8 +49,8 @@ class PreferenceTrainer(OfflineTrainer):
     """
 
     config_class: ClassVar[type[PreferenceConfig]] = PreferenceConfig
-    needs: ClassVar[tuple[int, ...]] = (1, -1)  # signs of which every group must hold at least one
-    keeps: ClassVar[tuple[int, ...]] = (1, -1)  # signs that are trained on; others are left out
+    needs: tuple[int, ...] = (1, -1)  # signs of which every group must hold at least one
+    keeps: tuple[int, ...] = (1, -1)  # signs that are trained on; others are left out
     unit: ClassVar[str] = "pairs"  # what the objective averages over: one of UNITS
     has_reference: ClassVar[bool] = True
     logged_stats: ClassVar[tuple[str, ...]] = ()
@@ -92,11 +92,11 @@ class PreferenceTrainer(OfflineTrainer):
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
-    def objective(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
+    def preference_loss(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
         """``(loss, stats)`` of negpo.objectives, a mean over ``self.unit``."""
         raise NotImplementedError
 
-    def arrange(self, args: PreferenceConfig, groups: list[Group]) -> list[Group]:
+    def arrange(self, args: Any, groups: list[Group]) -> list[Group]:
         """Last change to the encoded groups, e.g. completions borrowed from another prompt."""
         return groups
 
@@ -190,7 +190,7 @@ class PreferenceTrainer(OfflineTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             batches = self.prepare_batches(batches)
-            total = sum(unit_counts(batch["rows"]) for batch in batches).to(device)
+            total = torch.stack([unit_counts(batch["rows"]) for batch in batches]).sum(0).to(device)
             if self.accelerator.num_processes > 1:
                 total = self.accelerator.reduce(total, reduction="sum")
             self._window = total / (len(batches) * self.accelerator.num_processes)
@@ -206,9 +206,9 @@ class PreferenceTrainer(OfflineTrainer):
         scored = self.score(model, rows)
         self._check_step_zero(scored)
         counts = dict(zip(UNITS, unit_counts(rows), strict=True))
-        total = 0.0
+        total = torch.zeros((), device=scored.logps.device)
         for weight, loss, unit in self.terms(scored, counts):
-            share = 1.0
+            share: Tensor | float = 1.0
             if self.args.token_normalization == "batch" and self._window is not None:
                 share = counts[unit] / self._window[UNITS.index(unit)].clamp(min=1e-9)
             total = total + weight * share * loss
@@ -217,7 +217,7 @@ class PreferenceTrainer(OfflineTrainer):
 
     def terms(self, scored: Scored, counts: dict[str, Tensor]) -> Terms:
         """Weighted parts of the loss with what each averages over: the objective, and the anchor if there is one."""
-        loss, stats = self.objective(scored)
+        loss, stats = self.preference_loss(scored)
         self._buffer.add("loss/objective", loss * counts[self.unit], counts[self.unit])
         for name in self.logged_stats:
             self._buffer.add(f"loss/{name}", stats[name] * counts[self.unit], counts[self.unit])

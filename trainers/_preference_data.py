@@ -94,7 +94,7 @@ class Scored:
         return self.logps[rows], self.mask[rows]
 
     def ref_side(self, column: int) -> Tensor:
-        return self.ref_logps[self.pairs[:, column]]
+        return self.ref_at(self.pairs[:, column])
 
     def lists(self, chosen: Tensor | None = None) -> Tensor:
         """(G, K) rows of each group (of those where ``chosen`` (R,) is True), -1 where a group has fewer."""
@@ -106,4 +106,6 @@ class Scored:
         return take(self.logps, rows), take(self.mask, rows)
 
     def ref_at(self, rows: Tensor) -> Tensor:
+        if self.ref_logps is None:
+            raise ValueError("this method has no reference; has_reference must be True")
         return take(self.ref_logps, rows)

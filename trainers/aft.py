@@ -39,7 +39,7 @@ class AFTTrainer(PreferenceTrainer):
     has_reference = False
     logged_stats = ("mean_positive_score", "mean_negative_score")
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         rows = scored.lists()
         positive = (scored.sign[rows.clamp(min=0)] > 0) & (rows >= 0)
         settings = {"variant": self.args.variant, "beta": self.args.boundary}

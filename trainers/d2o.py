@@ -117,7 +117,7 @@ class D2OTrainer(PreferenceTrainer):
         self._initial_rows = ""
         self._drawn_in: dict[int, int] = {}  # prompt -> the window of refresh_steps its samples are from
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         rejected = (scored.sign < 0).nonzero().squeeze(1)
         samples = scored.lists(scored.sign == 0)[scored.group[rejected]]  # (N, K)
         return d2o_loss(
@@ -131,7 +131,7 @@ class D2OTrainer(PreferenceTrainer):
 
     # ---- samples --------------------------------------------------------------------------------------------------
 
-    def arrange(self, args: D2OConfig, groups: list[Group]) -> list[Group]:
+    def arrange(self, args: Any, groups: list[Group]) -> list[Group]:
         if args.samples != "offline" and (given := [group.source for group in groups if 0 in group.signs]):
             raise DataError(
                 "the row brings samples; set samples=offline to use them", file="train_dataset", row=given[0]

@@ -27,5 +27,5 @@ class DPOTrainer(PreferenceTrainer):
     config_class: ClassVar[type[PreferenceConfig]] = DPOConfig
     logged_stats = ("mean_weight",)
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         return dpo_loss(*scored.side(0), *scored.side(1), scored.ref_side(0), scored.ref_side(1), beta=self.args.beta)

@@ -1,7 +1,7 @@
 """KTO, arXiv 2402.01306, as a baseline on the shared layout. (The unlearning papers' variant is in ``idkdpo``.)"""
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from negpo.data.preference_encode import Group
 from negpo.errors import ConfigError
@@ -36,12 +36,12 @@ class KTOTrainer(PreferenceTrainer):
     unit = "judged"
     logged_stats = ("z",)
 
-    def arrange(self, args: KTOConfig, groups: list[Group]) -> list[Group]:
+    def arrange(self, args: Any, groups: list[Group]) -> list[Group]:
         if len(groups) < 2:
             raise ConfigError("KTO needs at least two prompts: z is measured on answers to other prompts")
         return [_with_foreign(group, other) for group, other in zip(groups, groups[1:] + groups[:1], strict=True)]
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         judged, foreign = (rows.nonzero().squeeze(1) for rows in (scored.sign != 0, scored.sign == 0))
         logps, mask = scored.at(judged)
         other, other_mask = scored.at(foreign)

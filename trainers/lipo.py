@@ -1,7 +1,7 @@
 """LiPO-lambda, listwise preference optimisation: arXiv 2402.01878."""
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -46,10 +46,10 @@ class LiPOTrainer(PreferenceTrainer):
     unit = "groups"
     logged_stats = ("accuracy", "mean_weight")
 
-    def arrange(self, args: LiPOConfig, groups: list[Group]) -> list[Group]:
+    def arrange(self, args: Any, groups: list[Group]) -> list[Group]:
         return [replace(group, scores=_labels(group, args.labels)) for group in groups]
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         rows = scored.lists()
         logps, mask = scored.at(rows)
         psi = torch.where(rows >= 0, scored.score[rows.clamp(min=0)], 0.0)

@@ -29,5 +29,5 @@ class REDITrainer(PreferenceTrainer):
     has_reference = False
     logged_stats = ("chosen_nll", "rejected_nll")
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         return redi_loss(*scored.side(0), *scored.side(1), alpha=self.args.alpha)

@@ -29,5 +29,5 @@ class SFTTrainer(PreferenceTrainer):
     unit = "chosen_tokens"
     has_reference = False
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         return nll_loss(scored.logps, scored.mask)

@@ -29,5 +29,5 @@ class SimPOTrainer(PreferenceTrainer):
     has_reference = False
     logged_stats = ("mean_weight",)
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         return simpo_loss(*scored.side(0), *scored.side(1), beta=self.args.beta, gamma=self.args.gamma)

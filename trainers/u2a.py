@@ -136,7 +136,7 @@ class U2A:
     def _row_gradient(self, model: Any, parameters: list[Tensor], item: dict[str, list[int]]) -> Tensor:
         device = parameters[0].device
         batch = {name: value.to(device) for name, value in pad_batch([item], 0).items()}
-        out = model_token_logprobs(model, **batch)
+        out = model_token_logprobs(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
         loss, _ = self.forget_loss(out.logps, out.mask)
         return _flat_gradient(loss, parameters)
 

@@ -42,7 +42,7 @@ class WPNTrainer(PreferenceTrainer):
     has_reference = False
     logged_stats = ("accuracy", "mean_margin")
 
-    def objective(self, scored: Scored):
+    def preference_loss(self, scored: Scored):
         whole = self._embed(scored.hidden, scored.real)  # (R, H)
         prompt = torch.ones_like(scored.real)
         prompt[:, 1:] = ~scored.mask

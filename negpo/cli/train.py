@@ -60,7 +60,14 @@ def method_help(method: str) -> str:
 
 
 def imported_trainer_modules(path: Path) -> list[Path]:
-    """Files of ``negpo.trainers`` that a file imports from, itself excluded."""
+    """Files of ``negpo.trainers`` that a file builds on, nearest first, itself excluded."""
+    found = [path]
+    for known in found:  # grows on the way
+        found += [other for other in _imports(known) if other not in found]
+    return found[1:]
+
+
+def _imports(path: Path) -> list[Path]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     return [TRAINERS / f"{name.rpartition('.')[2]}.py" for name in names if name.startswith("negpo.trainers.")]

@@ -158,7 +158,7 @@ def _listed(row: Row) -> list[tuple[Text, int, float | None]]:
     ]
 
 
-def _ranked(scores: Sequence[float]) -> list[int]:
+def _ranked(scores: Sequence[Any]) -> list[int]:
     """Signs of scored completions: the best are +1, the worst -1, what lies between is 0."""
     best, worst = max(scores), min(scores)
     return [0 if best == worst else 1 if score == best else -1 if score == worst else 0 for score in scores]
@@ -200,7 +200,7 @@ def _prompt(row: Row) -> Text:
         if not value:
             raise _Unusable("empty prompt", "the prompt is empty; fill it in or remove the row", "prompt")
         return value
-    if not is_messages(value):
+    if value is None or not is_messages(value):
         raise _Unusable("no prompt", f"expected text or messages, found {value!r}", "prompt")
     _check_messages(value, "prompt")
     if value[-1]["role"] == "assistant":
@@ -243,7 +243,8 @@ def _check_messages(messages: list[Any], name: str) -> None:
 def _with_extracted_prompt(row: Row) -> Row:
     """A row whose chosen and rejected begin with the prompt, with the common beginning split off (TRL's implicit
     prompt). A space before the first difference stays with the answers."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
+    chosen: Any = row.get("chosen")
+    rejected: Any = row.get("rejected")
     if not (isinstance(chosen, str) and isinstance(rejected, str)) and not (
         is_messages(chosen) and is_messages(rejected)
     ):

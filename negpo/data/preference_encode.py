@@ -8,7 +8,7 @@ text unless it has one; conversations end as their template ends them.
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -71,9 +71,13 @@ class Group:
 
     def select(self, places: Sequence[int]) -> "Group":
         """The same prompt with some of its completions."""
-        pick = lambda values: [values[k] for k in places]
-        lists = (self.completion_ids, self.signs, self.scores, self.cuts)
-        return Group(self.prompt_ids, *map(pick, lists), self.source, self.prompt, self.lost)
+        return replace(
+            self,
+            completion_ids=[self.completion_ids[k] for k in places],
+            signs=[self.signs[k] for k in places],
+            scores=[self.scores[k] for k in places],
+            cuts=[self.cuts[k] for k in places],
+        )
 
 
 @dataclass
@@ -101,9 +105,7 @@ def encode_groups(
         raise ConfigError("the tokenizer has no eos token; answers could not end. Set tokenizer.eos_token")
     report, groups = EncodingReport(), []
     for _, members in groupby(rows, key=lambda row: row.group):
-        members = list(members)
-        group = _encode(members, tokenizer, append_eos, report)
-        group = _limit(group, limits, problems, report)
+        group = _limit(_encode(list(members), tokenizer, append_eos, report), limits, problems, report)
         if group is not None and len(group):
             groups.append(group)
     report.groups, report.completions = len(groups), sum(map(len, groups))
@@ -140,13 +142,13 @@ def _encode(members: list[PreferenceRow], tokenizer: Any, append_eos: bool, repo
 
 def _whole_ids(tokenizer: Any, prompt: Text, row: PreferenceRow, append_eos: bool) -> list[int]:
     completion = row.completion
-    if isinstance(prompt, str) != isinstance(completion, str):
+    if isinstance(prompt, str) and isinstance(completion, str):
+        ends = not row.complete or completion.endswith(tokenizer.eos_token)
+        return _ids(tokenizer, prompt + completion + ("" if ends else tokenizer.eos_token))
+    if isinstance(prompt, str) or isinstance(completion, str):
         raise DataError(
             "prompt and completion must both be texts or both be conversations", row=row.source, field="completion"
         )
-    if isinstance(completion, str):
-        ends = not row.complete or completion.endswith(tokenizer.eos_token)
-        return _ids(tokenizer, prompt + completion + ("" if ends else tokenizer.eos_token))
     if not row.complete:
         return _ids(tokenizer, [*prompt, *completion], continue_final_message=True)
     ids = _ids(tokenizer, [*prompt, *completion])
