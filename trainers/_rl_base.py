@@ -16,21 +16,18 @@ from negpo.logprobs import LogprobBatch
 from negpo.objectives import clipped_policy_loss
 from negpo.rollout import RolloutEngine
 from negpo.trainers import _rl_batch as rows_
-from negpo.trainers._grpo import GRPOAdapter, require_contract
+from negpo.trainers._grpo import require_contract
 from negpo.trainers._rl_batch import DUMMY, EMPTY, REAL, Record
-from negpo.trainers._rl_collect import CollectsRollouts
+from negpo.trainers._rl_collect import AdvantageFunction
 from negpo.trainers._rl_config import PolicyConfig
 from negpo.trainers._rl_data import as_dataset, fitting_prompts, guarded
 from negpo.trainers._rl_guard import GuardedRun
-from negpo.trainers._rl_rollouts import PromptStream, RolloutSource
-from negpo.trainers._rl_telemetry import Telemetry
 from negpo.trainers._rl_terms import low_variance_kl, reduce_tokens, reduction_of
 
-AdvantageFunction = Callable[[Tensor, Tensor], Tensor]  # (rewards (N,), groups (N,)) -> (N,)
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Any]  # (logps, old_logps, advantages, mask) -> loss
 
 
-class PolicyTrainer(GuardedRun, CollectsRollouts, GRPOAdapter):
+class PolicyTrainer(GuardedRun):
     """Policy gradient from verifier rewards, TRL's calling conventions.
 
     Args:
@@ -42,10 +39,6 @@ class PolicyTrainer(GuardedRun, CollectsRollouts, GRPOAdapter):
     """
 
     config_class: type[PolicyConfig] = PolicyConfig
-    trains_all_rows = True  # False: some rows never carry gradient (NSR, PSR), so rewards are awaited before scoring
-    dead_kinds: tuple[str, ...] = ("constant", "unscored")  # GroupKinds that dead_groups=drop and resample act on
-    loss_takes_importance = True  # whether advantages may carry importance weights per token
-    scores_itself = False  # whether score_old is overridden and must see all of it
 
     def __init__(
         self,
@@ -86,41 +79,16 @@ class PolicyTrainer(GuardedRun, CollectsRollouts, GRPOAdapter):
         )
         self.reward_funcs = guarded(self.reward_funcs, self.reward_func_names, args)
         self._drop_long_prompts()
-        self.source = RolloutSource(self, engine)
-        self.prompts = PromptStream(len(self.train_dataset), args.seed)
-        self.telemetry = Telemetry(self.accelerator.device)
+        self.set_up_rollouts(engine)
         self.install_guards()
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
     def compute_advantages(self, rewards: Tensor) -> Tensor:
-        """(P, G) rewards over all processes, NaN where unknown, to (P, G) advantages; 0 means no gradient."""
-        if self.own_advantages is None:
-            raise ConfigError("PolicyTrainer needs advantages=...: a function of (rewards, groups)")
-        groups = torch.arange(len(rewards), device=rewards.device).repeat_interleave(rewards.shape[1])
-        return self.own_advantages(rewards.flatten(), groups).view_as(rewards)
-
-    def labels(self, rewards: Tensor) -> Tensor:
-        """(P, G): 1 for right, -1 for wrong, NaN for unknown."""
-        signs = torch.where(rewards > self.args.correct_threshold, 1.0, -1.0)
-        return torch.where(rewards.isnan(), torch.nan, signs)
-
-    def counted_rows(self, rewards: Tensor, advantages: Tensor) -> Tensor:
-        """(P, G) bool: rows whose tokens count in the normaliser, among those with a known reward."""
-        return torch.ones_like(rewards, dtype=torch.bool)
-
-    def group_values(self, rewards: Tensor) -> dict[str, Tensor]:
-        """Further (P, G) values that ``loss`` finds in its batch under the same name."""
-        return {}
-
-    def score_old(self, record: Record, rows: Tensor) -> None:
-        """Write ``old_logps`` (N, T-1) of ``rows``; ResRL also turns ``advantages`` into (N, T-1) here."""
-        record["old_logps"] = self.score_rows(self.model, record, rows)
+        raise ConfigError(f"{type(self).__name__} needs advantages=...: a function of (rewards, groups)")
 
     def loss(self, batch: Record, logps: Tensor, old_logps: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective as a sum over tokens / ``batch["length"]``, or as a mean over rows where that is 0."""
-        if self.own_loss is not None:
-            return self._scaled_own_loss(batch, logps, old_logps, mask)
         return clipped_policy_loss(
             logps,
             old_logps,
@@ -194,7 +162,8 @@ class PolicyTrainer(GuardedRun, CollectsRollouts, GRPOAdapter):
             advantages = batch["advantages"]
             advantages = advantages if advantages.ndim == 2 else advantages.unsqueeze(1)
             batch = batch | {"advantages": advantages * batch["importance"]}
-        loss, stats = self.loss(batch, logps, old_logps, mask)
+        objective = self.loss if self.own_loss is None else self._scaled_own_loss
+        loss, stats = objective(batch, logps, old_logps, mask)
         loss = loss + self._extra_terms(batch, scored)
         self.telemetry.add("rows/forward", len(mask))
         self.telemetry.add("rows/trained", mask.any(1).sum())

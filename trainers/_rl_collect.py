@@ -1,19 +1,68 @@
 """How a rollout batch comes about: drawn by the engine, judged in whole groups, scored where a gradient needs it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from negpo.logprobs import LogprobBatch, model_token_logprobs
+from negpo.rollout import RolloutEngine
 from negpo.rollout.decoding import decoding_mode
 from negpo.trainers import _rl_batch as rows_
+from negpo.trainers._grpo import GRPOAdapter
 from negpo.trainers._rl_batch import Record
+from negpo.trainers._rl_config import PolicyConfig
 from negpo.trainers._rl_rewards import GuardedReward
-from negpo.trainers._rl_telemetry import GroupKinds
+from negpo.trainers._rl_rollouts import PromptStream, RolloutSource
+from negpo.trainers._rl_telemetry import GroupKinds, Telemetry
 from negpo.trainers._rl_terms import importance_weights
 
+AdvantageFunction = Callable[[Tensor, Tensor], Tensor]  # (rewards (N,), groups (N,)) -> (N,)
 
-class CollectsRollouts:
-    """Mixed into the trainers before ``GRPOAdapter``: its rollout hooks."""
+
+class CollectsRollouts(GRPOAdapter):
+    """The rollout hooks of ``GRPOAdapter``. Methods fill in what stands first."""
+
+    args: PolicyConfig
+    trains_all_rows = True  # False: some rows never carry gradient (NSR, PSR), so rewards are awaited before scoring
+    dead_kinds: tuple[str, ...] = ("constant", "unscored")  # GroupKinds that dead_groups=drop and resample act on
+    loss_takes_importance = True  # whether advantages may carry importance weights per token
+    scores_itself = False  # whether score_old is overridden and must see all of it
+
+    # ---- what a method defines ------------------------------------------------------------------------------------
+
+    def compute_advantages(self, rewards: Tensor) -> Tensor:
+        """(P, G) rewards over all processes, NaN where unknown, to (P, G) advantages; 0 means no gradient."""
+        raise NotImplementedError
+
+    def labels(self, rewards: Tensor) -> Tensor:
+        """(P, G): 1 for right, -1 for wrong, NaN for unknown."""
+        signs = torch.where(rewards > self.args.correct_threshold, 1.0, -1.0)
+        return torch.where(rewards.isnan(), torch.nan, signs)
+
+    def counted_rows(self, rewards: Tensor, advantages: Tensor) -> Tensor:
+        """(P, G) bool: rows whose tokens count in the normaliser, among those with a known reward."""
+        return torch.ones_like(rewards, dtype=torch.bool)
+
+    def group_values(self, rewards: Tensor) -> dict[str, Tensor]:
+        """Further (P, G) values that ``loss`` finds in its batch under the same name."""
+        return {}
+
+    def score_old(self, record: Record, rows: Tensor) -> None:
+        """Write ``old_logps`` (N, T-1) of ``rows``; ResRL also turns ``advantages`` into (N, T-1) here."""
+        record["old_logps"] = self.score_rows(self.model, record, rows)
+
+    # ---- state ----------------------------------------------------------------------------------------------------
+
+    own_advantages: AdvantageFunction | None = None
+
+    def set_up_rollouts(self, engine: RolloutEngine | None) -> None:
+        """Call once the trainer has its model, data and arguments."""
+        self.source = RolloutSource(self, engine)
+        self.prompts = PromptStream(len(self.train_dataset), self.args.seed)
+        self.telemetry = Telemetry(self.accelerator.device)
+        self.probe: Record | None = None  # right answers of the current rollout and their old log-probs
+        self.looping = (0, 0)  # (looping, judged) completions of the current rollout on this process
 
     # ---- a rollout ------------------------------------------------------------------------------------------------
 
@@ -23,7 +72,7 @@ class CollectsRollouts:
         # TRL reads the last token of every completion; an empty one gets a placeholder and is left out later.
         if self.model.training:
             self._empty = torch.tensor([not ids for ids in completions], device=self.accelerator.device)
-            self._looping = rows_.loops(completions)
+            self.looping = rows_.loops(completions)
         eos = self.eos_token_ids[0]
         filled = [ids or [eos] for ids in completions]
         if any(len(ids) != len(values) for ids, values in zip(completions, logps, strict=True)):
@@ -41,7 +90,7 @@ class CollectsRollouts:
                 )
 
     def collect_rollout(self, inputs):
-        self.measure_displacement()
+        self._measure_displacement()
         record, dead = self._judged_rollout(inputs)
         if self.args.dead_groups == "resample":
             record = self._resample(record, dead)
@@ -59,7 +108,7 @@ class CollectsRollouts:
         dead = torch.stack([getattr(kinds, name) for name in self.dead_kinds]).any(0)  # (P,)
         known = ~rewards.isnan()
         self.record_metric("rows/unknown", 1.0 - known.float().mean().item())
-        advantages = torch.where(known, self.compute_advantages(rewards), 0.0)
+        advantages = torch.where(known, self._advantages(rewards), 0.0)
         counted = known & self.counted_rows(rewards, advantages)
         if self.args.dead_groups != "keep":
             counted &= ~dead.unsqueeze(1)
@@ -76,6 +125,13 @@ class CollectsRollouts:
             names["old_logps"] = "old_per_token_logps"
         per_token = {name: output[key] for name, key in names.items() if key in output}
         return rows_.align_rows(output, per_token) | {k: self._local(v) for k, v in values.items()}, dead
+
+    def _advantages(self, rewards: Tensor) -> Tensor:
+        """Of the function handed to the trainer, or of the method."""
+        if self.own_advantages is None:
+            return self.compute_advantages(rewards)
+        groups = torch.arange(len(rewards), device=rewards.device).repeat_interleave(rewards.shape[1])
+        return self.own_advantages(rewards.flatten(), groups).view_as(rewards)
 
     def _total_rewards(self, per_function: Tensor) -> Tensor:
         """(N,) float32 over all processes; NaN where unknown or where the engine returned nothing."""
@@ -130,7 +186,7 @@ class CollectsRollouts:
         if "old_logps" not in record:
             self.score_old(record, needed.nonzero().squeeze(1))
         self._compare_engines(record, needed)
-        self.keep_probe(record, probe)
+        self._keep_probe(record, probe)
         if args.on_policy and not args.corrects_importance:
             del record["old_logps"]  # the ratio is 1: current log-probs are the old ones
         self.record_metric("rows/live", record["live"].float().mean().item())
@@ -147,6 +203,31 @@ class CollectsRollouts:
         self.record_metric("mismatch/max", gap.abs().max().item())
         if self.args.corrects_importance:
             record["importance"] = importance_weights(gap, mask, self.args)
+
+    # ---- displacement ---------------------------------------------------------------------------------------------
+
+    def _keep_probe(self, record: Record, rows: Tensor) -> None:
+        """Remember some right answers and their log-probs before the updates of this rollout."""
+        names = ("input_ids", "labels", "lengths", "old_logps")
+        self.probe = rows_.take({name: record[name] for name in names}, rows) if len(rows) else None
+
+    def _measure_displacement(self) -> None:
+        """``displacement/correct``: change of the log-prob per token of right answers over the last rollout's updates.
+
+        Lazy likelihood displacement (arXiv 2505.18830) shows as a negative number.
+        """
+        probe, self.probe = self.probe, None
+        count = 0 if probe is None else len(probe["lengths"])
+        if probe is None and not self.sharded:
+            return
+        if probe is None:
+            probe = rows_.dummy_row(self.accelerator.device)
+        rows = torch.arange(count, device=self.accelerator.device)
+        now = self.score_rows(self.model, probe, rows)
+        if count:
+            mask = rows_.answer_mask(probe)
+            self.telemetry.add_masked("displacement/correct", now - probe["old_logps"], mask)
+            self.telemetry.add("displacement/tokens", mask.sum())
 
     # ---- log-probs ------------------------------------------------------------------------------------------------
 

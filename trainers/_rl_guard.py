@@ -1,4 +1,4 @@
-"""The part of a run that is not about its method: guards, telemetry, displacement, checkpoints that resume exactly."""
+"""The part of a run that is not about its method: guards, logs, checkpoints that resume exactly."""
 
 import contextlib
 import math
@@ -12,9 +12,8 @@ from transformers import TrainerCallback
 from negpo.data.rows import fingerprint_rows
 from negpo.errors import TrainingStopped
 from negpo.trainers import _checkpoint
-from negpo.trainers import _rl_batch as rows_
 from negpo.trainers._callbacks import FiniteGradients
-from negpo.trainers._rl_batch import Record
+from negpo.trainers._rl_collect import CollectsRollouts
 from negpo.trainers._rl_state import load_state, save_state
 from negpo.trainers._rl_watchdog import Watchdog
 
@@ -29,8 +28,8 @@ class EpochBegins(TrainerCallback):
         self.trainer.train_sampler.epoch = math.floor((state.epoch or 0.0) + 1e-6)
 
 
-class GuardedRun:
-    """Mixed into the trainers before ``GRPOAdapter``."""
+class GuardedRun(CollectsRollouts):
+    """Watches every optimiser step and writes what a resumed run needs."""
 
     def install_guards(self) -> None:
         args = self.args
@@ -43,9 +42,7 @@ class GuardedRun:
             patience=args.watchdog_patience,
         )
         self.window_rows: list[int] = []
-        self._probe: Record | None = None
-        self._looping = (0, 0)  # (looping, judged) completions of the current rollout, local
-        self._observed = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        self._observed = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
         self.add_callback(FiniteGradients(self))
         self.add_callback(EpochBegins(self))
 
@@ -59,7 +56,7 @@ class GuardedRun:
         total = 0.0 if entropy is None else torch.where(mask, entropy.detach(), 0.0).sum()
         bad = ~torch.isfinite(loss.detach()) | ~torch.isfinite(logps.detach()).all()
         values = (tokens, kl, total, tokens * (entropy is not None), bad)
-        self._observed[:5] += torch.stack([torch.as_tensor(v, dtype=torch.float64).to(self._observed) for v in values])
+        self._observed += torch.stack([torch.as_tensor(v, dtype=torch.float64).to(self._observed) for v in values])
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -68,7 +65,7 @@ class GuardedRun:
         return loss
 
     def _check_step(self) -> None:
-        sums = torch.cat([self._observed[:5], self._observed.new_tensor(self._looping)])
+        sums = torch.cat([self._observed, self._observed.new_tensor(self.looping)])
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         tokens, kl, entropy, measured, bad, looping, judged = sums.tolist()
@@ -98,31 +95,6 @@ class GuardedRun:
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
         raise TrainingStopped(f"{what}, at step {step + 1}. The step was not taken; {kept}")
 
-    # ---- displacement ---------------------------------------------------------------------------------------------
-
-    def keep_probe(self, record: Record, rows: Tensor) -> None:
-        """Remember some right answers and their log-probs before the updates of this rollout."""
-        names = ("input_ids", "labels", "lengths", "old_logps")
-        self._probe = rows_.take({name: record[name] for name in names}, rows) if len(rows) else None
-
-    def measure_displacement(self) -> None:
-        """``displacement/correct``: change of the log-prob per token of right answers over the last rollout's updates.
-
-        Lazy likelihood displacement (arXiv 2505.18830) shows as a negative number.
-        """
-        probe, self._probe = self._probe, None
-        count = 0 if probe is None else len(probe["lengths"])
-        if probe is None and not self.sharded:
-            return
-        if probe is None:
-            probe = rows_.dummy_row(self.accelerator.device)
-        rows = torch.arange(count, device=self.accelerator.device)
-        now = self.score_rows(self.model, probe, rows)
-        if count:
-            mask = rows_.answer_mask(probe)
-            self.telemetry.add_masked("displacement/correct", now - probe["old_logps"], mask)
-            self.telemetry.add("displacement/tokens", mask.sum())
-
     # ---- logs -----------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -145,13 +117,13 @@ class GuardedRun:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         step = self.state.global_step * self.args.gradient_accumulation_steps
         inside = step % (self.args.steps_per_generation * self.args.num_iterations) != 0
-        batches = [*(self.buffered if inside and self.buffered else []), *([self._probe] if self._probe else [])]
+        batches = [*(self.buffered if inside and self.buffered else []), *([self.probe] if self.probe else [])]
         state = {
             "micro_step": step,
-            "buffered": len(batches) - bool(self._probe),
+            "buffered": len(batches) - bool(self.probe),
             "rollouts": self.source.rollouts,
             "prompts": self.prompts.position,
-            "looping": list(self._looping),
+            "looping": list(self.looping),
             "watchdog": self.watchdog.state(),
         }
         save_state(folder, self.accelerator.process_index, batches, state)
@@ -163,10 +135,10 @@ class GuardedRun:
         batches, state = load_state(folder, self.accelerator.process_index, self.accelerator.device)
         self.micro_step = state["micro_step"]
         self.buffered = batches[: state["buffered"]] or None
-        self._probe = next(iter(batches[state["buffered"] :]), None)
+        self.probe = next(iter(batches[state["buffered"] :]), None)
         self.source.rollouts = state["rollouts"]
         self.prompts.position = state["prompts"]
-        self._looping = tuple(state["looping"])
+        self.looping = tuple(state["looping"])
         self.watchdog.load(state["watchdog"])
 
     def _provenance(self) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Watchdog:
 
     def _limits(self, entropy, kl, repetition):
         ceiling = None if self.max_entropy_share is None else self.max_entropy_share * math.log(self.vocabulary)
-        exploded = entropy is not None and ceiling is not None and entropy > max(ceiling, 1.5 * self.first_entropy)
+        start = self.first_entropy or 0.0
+        exploded = entropy is not None and ceiling is not None and entropy > max(ceiling, 1.5 * start)
         yield (
             "entropy collapsed", entropy, _below(entropy, self.min_entropy), self.min_entropy,
             "Lower learning_rate or the weight of positives, or set min_entropy",
