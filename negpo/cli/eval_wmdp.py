@@ -24,9 +24,7 @@ def add_wmdp_parsers(subparsers) -> None:
         parser.add_argument("--model", required=True, help="checkpoint folder or Hub id to measure")
         parser.add_argument("--out", required=True, type=Path, help="result folder; an interrupted run in it goes on")
         parser.add_argument("--data", help="folder of <subset>_test.json files instead of the Hub")
-        parser.add_argument(
-            "--tasks", nargs="+", default=[], help=f"some tasks only, e.g. {benchmark}_… (default: all)"
-        )
+        parser.add_argument("--tasks", nargs="+", default=[], help=f"some tasks only, e.g. {benchmark}_…")
         parser.add_argument("--batch-size", type=int, default=16, help="questions' choices per batch")
         parser.add_argument("--chat-template", action="store_true", help="ask through the tokenizer's chat template")
         if benchmark == "mmlu":

@@ -1,6 +1,7 @@
 """WMDP and MMLU: lm-eval's numbers, a naive reference, sanity checks, refusals and resume."""
 
 import argparse
+import copy
 import json
 import math
 
@@ -99,7 +100,7 @@ def own_numbers(model, tiny_tokenizer, folder, tmp_path_factory):
     }
     (definitions / "group.yaml").write_text(json.dumps(group))
     return lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=8),
+        model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tiny_tokenizer), batch_size=8),  # it sets a pad token
         tasks=["wmdp"],
         task_manager=TaskManager(include_path=str(definitions), include_defaults=False),
         bootstrap_iters=2,
