@@ -66,6 +66,12 @@ def _parameters(name: str) -> tuple[str, ...] | None:
 class GRPOAdapter(GRPOTrainer):
     """GRPOTrainer with its private methods turned into the hooks below."""
 
+    # Upstream these are unions with None, for the time before __init__ is done.
+    args: Any
+    model: Any
+    train_dataset: Any
+    _buffered_inputs: Any
+
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
     def draw_completions(self, prompt_ids: list[list[int]], n: int) -> tuple[list[list[int]], list[list[float]] | None]:
@@ -198,7 +204,7 @@ class GRPOAdapter(GRPOTrainer):
 class EpochOrder(torch.utils.data.Sampler):
     """TRL's RepeatSampler with an order that is a function of (seed, epoch): a resumed epoch has the same one."""
 
-    def __init__(self, sampler: torch.utils.data.Sampler, seed: int):
+    def __init__(self, sampler: Any, seed: int):
         self.sampler, self.seed, self.epoch = sampler, seed, 0
 
     def __len__(self) -> int:

@@ -11,7 +11,6 @@ from negpo.rollout.decoding import decoding_mode
 from negpo.trainers import _rl_batch as rows_
 from negpo.trainers._grpo import GRPOAdapter
 from negpo.trainers._rl_batch import Record
-from negpo.trainers._rl_config import PolicyConfig
 from negpo.trainers._rl_rewards import GuardedReward
 from negpo.trainers._rl_rollouts import PromptStream, RolloutSource
 from negpo.trainers._rl_telemetry import GroupKinds, Telemetry
@@ -23,7 +22,6 @@ AdvantageFunction = Callable[[Tensor, Tensor], Tensor]  # (rewards (N,), groups 
 class CollectsRollouts(GRPOAdapter):
     """The rollout hooks of ``GRPOAdapter``. Methods fill in what stands first."""
 
-    args: PolicyConfig
     trains_all_rows = True  # False: some rows never carry gradient (NSR, PSR), so rewards are awaited before scoring
     dead_kinds: tuple[str, ...] = ("constant", "unscored")  # GroupKinds that dead_groups=drop and resample act on
     loss_takes_importance = True  # whether advantages may carry importance weights per token

@@ -1,7 +1,6 @@
 """Settings shared by every reinforcement-learning trainer, and what is refused before a model is loaded."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from trl import GRPOConfig
@@ -31,7 +30,7 @@ class PolicyConfig(GRPOConfig):
     importance correction truncates per token instead of dropping long answers; bf16 only on a GPU that has it.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]
 
     # batches
     updates_per_rollout: int = field(
@@ -144,7 +143,7 @@ class PolicyConfig(GRPOConfig):
             )
 
     def _check_groups(self) -> None:
-        if self.num_generations < 2:
+        if self.num_generations is None or self.num_generations < 2:
             raise ConfigError(
                 f"num_generations is {self.num_generations}: a group of one has no statistics. Use at least 2"
             )
@@ -172,13 +171,14 @@ class PolicyConfig(GRPOConfig):
             )
 
     def _check_rollout_batch(self) -> None:
-        if self.steps_per_generation % self.gradient_accumulation_steps:
+        steps = self.steps_per_generation or self.gradient_accumulation_steps
+        if steps % self.gradient_accumulation_steps:
             raise ConfigError(
-                f"steps_per_generation={self.steps_per_generation} is not a multiple of "
+                f"steps_per_generation={steps} is not a multiple of "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}: an optimiser step would mix two "
                 "rollout batches. Leave it unset and use updates_per_rollout"
             )
-        self.updates_per_rollout = self.steps_per_generation // self.gradient_accumulation_steps
+        self.updates_per_rollout = steps // self.gradient_accumulation_steps
 
     @property
     def corrects_importance(self) -> bool:

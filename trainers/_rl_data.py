@@ -53,12 +53,16 @@ def fitting_prompts(dataset: Dataset, lengths: list[int], *, limit: int | None, 
 
 def guarded(functions: list, names: list[str], args: PolicyConfig) -> list:
     """Reward functions behind guards; reward models (modules) are left to TRL."""
-    settings = {
-        "timeout": args.reward_timeout,
-        "max_timeouts": args.max_reward_timeouts,
-        "errors": args.reward_errors,
-    }
-    return [
-        function if isinstance(function, torch.nn.Module) else GuardedReward(function, name, **settings)
-        for function, name in zip(functions, names, strict=True)
-    ]
+
+    def guard(function: Any, name: str) -> Any:
+        if isinstance(function, torch.nn.Module):
+            return function
+        return GuardedReward(
+            function,
+            name,
+            timeout=args.reward_timeout,
+            max_timeouts=args.max_reward_timeouts,
+            errors=args.reward_errors,
+        )
+
+    return [guard(function, name) for function, name in zip(functions, names, strict=True)]

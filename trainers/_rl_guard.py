@@ -78,7 +78,7 @@ class GuardedRun(CollectsRollouts):
             looping / judged if judged else None,
         )
         if judged:
-            self.record_metric("completions/looping", means[2])
+            self.record_metric("completions/looping", looping / judged)
         if (reason := self.watchdog.check(*means)) is not None:
             self.stop(reason, [])
 
@@ -104,14 +104,14 @@ class GuardedRun(CollectsRollouts):
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
         resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
         self.micro_step, self.buffered = 0, None
         if resume is not None:
             _checkpoint.check_provenance(resume, self._provenance())
             self._restore(Path(resume))
-        return super().train(resume_from_checkpoint=resume, **kwargs)
+        return super().train(resume, *args, **kwargs)
 
     def save_rollout_state(self, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
