@@ -64,7 +64,7 @@ class Rows:
         input_ids, mask = left_pad(prompts, self.model.device)
         logits = self._run(input_ids, mask, (mask.cumsum(-1) - 1).clamp_min(0))
         owner = torch.tensor([place[r.prompt_ids] for r in self.requests], device=self.model.device)
-        self.cache.reorder_cache(owner)
+        self.cache.reorder_cache(owner)  # type: ignore[arg-type]
         future = mask.new_ones(len(owner), self.sampling.max_new_tokens)
         self.mask = torch.cat([mask[owner], future], -1)  # (B, L + steps)
         self.padded = not bool(mask.all())
@@ -112,7 +112,7 @@ class Rows:
         self.rows, self.live, self.mask = self.rows[keep], self.live[keep], self.mask[keep]
         self.position, self.drawn = self.position[keep], self.drawn[keep]
         if len(keep):
-            self.cache.reorder_cache(keep)
+            self.cache.reorder_cache(keep)  # type: ignore[arg-type]
 
     def forward(self) -> Tensor:
         """One decoding step for the tokens just drawn. Returns logits (B, V) float32."""
@@ -151,7 +151,8 @@ class _GrowingLayer(DynamicLayer):
         """Append (B, heads, new, d) keys and values; returns all of them as views (B, heads, columns, d)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._buffers, self._used = (key_states[:, :, :0], value_states[:, :, :0]), 0
+            self._buffers: tuple[Tensor, ...] = key_states[:, :, :0], value_states[:, :, :0]
+            self._used = 0
         start, self._used = self._used, self._used + key_states.shape[-2]
         if self._used > self._buffers[0].shape[-2]:
             self._buffers = tuple(_widen(b, start, self._used + GROWTH) for b in self._buffers)

@@ -35,6 +35,8 @@ def draw(logits: Tensor, uniform: Tensor | None, sampling: Sampling) -> tuple[Te
     if sampling.greedy:
         tokens = logits.argmax(-1)
         return tokens, _chosen_logprobs(logits, tokens)
+    if uniform is None:
+        raise ValueError("sampling needs one uniform number per row")
     if sampling.temperature != 1.0:
         logits = logits / sampling.temperature
     kept, ids = _truncate(logits, sampling)

@@ -80,7 +80,7 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if cuda else torch.float32)
         except (OSError, ValueError) as error:
             raise ConfigError(f"model '{path}' cannot be loaded: {error}") from error
-        return model.to("cuda" if cuda else "cpu")
+        return model.cuda() if cuda else model  # type: ignore[call-arg]
 
     def generate(
         self,

@@ -177,7 +177,7 @@ class VLLMEngine:
     def _run(self, collector: Collector, sampling: Sampling, in_flight: int) -> None:
         """Keep `in_flight` of the open requests in the engine until all are done; abort the rest on any exception."""
         engine, self._calls = self._llm.llm_engine, self._calls + 1
-        waiting, running = iter(collector.open), {}
+        waiting, running = iter(collector.open), dict[str, Request]()
         try:
             with _eager():
                 while True:

@@ -73,6 +73,7 @@ def repack_kept_weights(model: nn.Module) -> None:
     """Pack again every CPU layer that kept its plain weight beside the packed one: embeddings and tied heads."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
+    module: Any
     for module in model.modules():
         if hasattr(module, "cpu_linear") and module.weight.numel():
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from negpo.errors import ConfigError
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers module inside DDP, DeepSpeed, torch.compile and PEFT wrappers."""
+def unwrap(model: nn.Module) -> Any:
+    """The transformers module inside DDP, DeepSpeed, torch.compile and PEFT wrappers.
+
+    Typed `Any` like the PEFT layers below: neither library types the attributes of its modules.
+    """
     from accelerate.utils import extract_model_from_parallel
     from peft import PeftModel
 
@@ -70,7 +74,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         raise ConfigError(f"engine model: the trainer has no weights for {sorted(missing)[:3]}.")
 
 
-def _entries(module: nn.Module, prefix: str, owners: dict[int, int]) -> Iterator[tuple]:
+def _entries(module: Any, prefix: str, owners: dict[int, int]) -> Iterator[tuple]:
     """(name, parameters to gather, function that returns the tensor) below `module`, depth first."""
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -93,7 +97,7 @@ def _entries(module: nn.Module, prefix: str, owners: dict[int, int]) -> Iterator
         yield from _entries(child, _join(prefix, name), owners)
 
 
-def _lora_entries(module: nn.Module, prefix: str, owners: dict[int, int]) -> Iterator[tuple]:
+def _lora_entries(module: Any, prefix: str, owners: dict[int, int]) -> Iterator[tuple]:
     """Entries of a LoRA layer: the base layer's parameters, its weight plus the active adapters' updates."""
     base = module.get_base_layer()
     active = [] if module.disable_adapters else [a for a in module.active_adapters if a in module.scaling]
@@ -119,7 +123,7 @@ def _lora_entries(module: nn.Module, prefix: str, owners: dict[int, int]) -> Ite
         yield _join(prefix, name), [parameter, *factors], lambda p=parameter: _merged(p, module, active)
 
 
-def _merged(weight: Tensor, module: nn.Module, adapters: Sequence[str]) -> Tensor:
+def _merged(weight: Tensor, module: Any, adapters: Sequence[str]) -> Tensor:
     """W + sum of scale * B A as a new tensor. Summed in the wider dtype and rounded once."""
     total = weight.data
     for adapter in adapters:
@@ -127,7 +131,7 @@ def _merged(weight: Tensor, module: nn.Module, adapters: Sequence[str]) -> Tenso
     return total.to(weight.dtype)
 
 
-def _active_copy(wrapper: nn.Module) -> nn.Module:
+def _active_copy(wrapper: Any) -> nn.Module:
     return wrapper.modules_to_save[wrapper.active_adapters[0]]
 
 
