@@ -145,6 +145,7 @@ class ReasoningRun:
             max_new_tokens=card.max_new_tokens,
             stop_strings=card.stop_strings,
             seed=self.seed,
+            logprobs=card.top_p == 1 and card.top_k == 0,  # vLLM knows them only where nothing is truncated
         )
         wanted = [(i, j) for i, p in enumerate(problems) for j in range(card.n) if (p.id, j) not in samples]
         rows: list[dict[str, Any]] = []
