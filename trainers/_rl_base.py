@@ -65,7 +65,8 @@ class PolicyTrainer(GuardedRun):
                 f"{type(self).__name__} has no importance correction for engine={args.engine}; set "
                 "vllm_importance_sampling_correction=false"
             )
-        self.own_advantages, self.own_loss = advantages, loss
+        self.own_advantages = advantages
+        self.own_loss: Any = loss
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -181,7 +182,7 @@ class PolicyTrainer(GuardedRun):
 
     def _extra_terms(self, batch: Record, scored: LogprobBatch) -> Tensor | float:
         """KL to the reference model and entropy bonus, reduced like the loss."""
-        terms = 0.0
+        terms: Any = 0.0
         if self.beta != 0:
             terms = terms + self.beta * low_variance_kl(scored.logps, batch["ref_logps"])
         if self.args.entropy_coef != 0:

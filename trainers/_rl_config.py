@@ -1,6 +1,7 @@
 """Settings shared by every reinforcement-learning trainer, and what is refused before a model is loaded."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from trl import GRPOConfig
@@ -30,7 +31,8 @@ class PolicyConfig(GRPOConfig):
     importance correction truncates per token instead of dropping long answers; bf16 only on a GPU that has it.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]
+    # type: ignore below: upstream left the annotation away, so it reads as an instance variable
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]  # type: ignore[misc]
 
     # batches
     updates_per_rollout: int = field(

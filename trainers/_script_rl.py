@@ -71,8 +71,9 @@ def parse(method: str, argv: Sequence[str]) -> tuple[RLScriptArguments, PolicyCo
     """
     module, _, config = METHODS[method]
     config_class = getattr(import_module(module), config)
-    parser = _Parser((RLScriptArguments, config_class), allow_abbrev=False)
-    known = {item.name for kind in (RLScriptArguments, config_class) for item in fields(kind) if item.init}
+    kinds: Any = (RLScriptArguments, config_class)
+    parser = _Parser(kinds, allow_abbrev=False)
+    known = {item.name for kind in kinds for item in fields(kind) if item.init}
     argv = _with_recipe(list(argv), known)
     script, args, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
     if unknown:
@@ -105,7 +106,7 @@ def run_training(method: str, argv: Sequence[str]) -> None:
         logger.info("saved to %s", args.output_dir)
 
 
-def build(method: str, script: RLScriptArguments, args: PolicyConfig) -> Any:
+def build(method: str, script: Any, args: Any) -> Any:
     """The trainer of a parsed recipe. Errors in rows name the file they came from."""
     module, trainer, _ = METHODS[method]
     card = find_protocol(script.protocol)
@@ -130,14 +131,14 @@ def build(method: str, script: RLScriptArguments, args: PolicyConfig) -> Any:
     )
 
 
-def problem_rows(script: RLScriptArguments, card: Protocol) -> list[dict[str, Any]]:
+def problem_rows(script: Any, card: Protocol) -> list[dict[str, Any]]:
     """``prompt`` (text, or messages for a chat template) and ``answer`` of every problem.
 
     Raises:
         DataError: a row without question, or without a gold answer unless ``skip_without_answer``.
     """
-    options = {"split": script.dataset_split, "required": ()}
-    rows = [row for name in script.dataset_names or [None] for row in load_rows(script.dataset, name=name, **options)]
+    source, names = str(script.dataset), script.dataset_names or [None]
+    rows = [row for name in names for row in load_rows(source, name=name, split=script.dataset_split, required=())]
     problems, skipped = [], 0
     for index, row in enumerate(rows[: script.max_problems]):
         question = row.get(script.question_column)
