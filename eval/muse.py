@@ -118,11 +118,18 @@ def evaluate_muse(
         if own != other:
             raise ConfigError(f"the retain model's AUC has {what} {own!r}, this evaluation uses {other!r}")
     data = data.first(settings.limit)
-    name = name or getattr(model.config, "_name_or_path", "")
+    name = name or str(getattr(model.config, "_name_or_path", ""))
     template = QATemplate() if settings.original else settings.template or QATemplate.for_model(name, tokenizer)
     encoder = Encoder(tokenizer, template, settings.mode, settings.max_length)
-    sources = {"settings": _identity(settings, encoder, model), "data": data.describe(), "template": template}
-    manifest = build_manifest(model, tokenizer, benchmark="muse", name=name or None, **sources)
+    manifest = build_manifest(
+        model,
+        tokenizer,
+        benchmark="muse",
+        settings=_identity(settings, encoder, model),
+        data=data.describe(),
+        template=template,
+        name=name or None,
+    )
     store = ItemStore(Path(out_dir) / "items.jsonl" if out_dir else None, manifest["hash"])
     run = _Run(model, encoder, data, settings, store, report)
 

@@ -88,13 +88,13 @@ class Encoder:
 
     def _question(self, name: str, index: int, row: Row, shots: Sequence[tuple[str, str]]) -> Prompt:
         length = UNCUT if self.original else 512
-        options = {"shots": shots, "max_length": length, "generation": True}
+        options: dict[str, Any] = {"shots": shots, "max_length": length, "generation": True}
         item = encode_qa(self.tokenizer, self.template, row["question"], row["answer"], **options)
         truth = row["answer"] if self.original else ground_truth(self.tokenizer, item["input_ids"], item["labels"])
         return Prompt(name, index, item["input_ids"], KNOWMEM_TOKENS, truth)
 
     def _continuation(self, row: Row, *, generation: bool = False) -> Item:
-        options = {"prefix": row["prompt"], "insert_space": True, "generation": generation}
+        options: dict[str, Any] = {"prefix": row["prompt"], "insert_space": True, "generation": generation}
         return encode_text(self.tokenizer, row["gt"], max_length=self.max_length, **options)
 
     def _text(self, text: str) -> Item:

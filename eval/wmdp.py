@@ -68,8 +68,15 @@ def evaluate_choices(
     check_vocabulary(model, (tokenizer(text)["input_ids"] for text in [*texts, "Answer: A B C D"]))
     identity = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
     template = QATemplate(chat_template=settings.chat_template)
-    sources = {"settings": identity, "data": data.describe(), "template": template, "name": name}
-    manifest = build_manifest(model, tokenizer, benchmark=data.benchmark, **sources)
+    manifest = build_manifest(
+        model,
+        tokenizer,
+        benchmark=data.benchmark,
+        settings=identity,
+        data=data.describe(),
+        template=template,
+        name=name,
+    )
     store = ItemStore(Path(out_dir) / "items.jsonl" if out_dir else None, manifest["hash"])
     _ask(model, tokenizer, data, settings, store, report)
 
