@@ -31,7 +31,7 @@ class PolicyConfig(GRPOConfig):
     importance correction truncates per token instead of dropping long answers; bf16 only on a GPU that has it.
     """
 
-    # type: ignore below: upstream left the annotation away, so it reads as an instance variable
+    # Upstream leaves the annotation away, and mypy takes it for an instance variable.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]  # type: ignore[misc]
 
     # batches

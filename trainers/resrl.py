@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def captured_layer(model: torch.nn.Module) -> Iterator[list[Tensor]]:
         ConfigError: the model does not show its decoder layers, or has fewer than two.
     """
     decoder = unwrap(model).get_decoder()
-    layers = getattr(decoder, "layers", ())
+    layers: Any = getattr(decoder, "layers", ())
     if len(layers) < 2:
         raise ConfigError(f"{type(unwrap(model)).__name__} shows {len(layers)} decoder layers; ResRL needs two or more")
     states: list[Tensor] = []
