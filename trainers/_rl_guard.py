@@ -113,6 +113,13 @@ class GuardedRun(CollectsRollouts):
             self._restore(Path(resume))
         return super().train(resume, *args, **kwargs)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed after its last step: the Trainer would take one more before it looks at the count.
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def save_rollout_state(self, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         step = self.state.global_step * self.args.gradient_accumulation_steps

@@ -58,6 +58,16 @@ def test_a_resumed_run_ends_with_the_same_bits_wherever_it_was_cut(tmp_path, met
             assert history(resumed, name) == history(whole, name), f"{name}, cut after step {cut}"
 
 
+def test_resuming_a_finished_run_takes_no_further_step(tmp_path):
+    common = SAMPLED | {"reward": letters_reward, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    finished = make_policy_trainer("nsr", tmp_path, **common)
+    finished.train()
+    again = make_policy_trainer("nsr", tmp_path, **common)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    assert torch.equal(weights(again), weights(finished))
+
+
 def test_resuming_with_other_data_or_another_batch_layout_is_refused(tmp_path):
     common = SAMPLED | {"reward": letters_reward, "save_strategy": "steps", "save_steps": 1}
     make_policy_trainer("nsr", tmp_path, **common).train()
