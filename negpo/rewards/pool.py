@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_MB = 1024
 _REMEMBERED = 4096  # verdicts from workers kept for identical answers
+DEAD_ON_ARRIVAL = 0.05  # seconds within which a worker's end cannot be the doing of the item it was handed
 _RETRY_AFTER = 300.0  # seconds after which an unknown verdict is no longer reused: the machine may have been busy
 
 
@@ -40,6 +41,7 @@ class _Job:
     request: dict[str, Any]
     timeout: float
     future: Future = field(default_factory=Future)
+    asked_again: bool = False
 
 
 class VerifierPool:
@@ -189,10 +191,19 @@ class VerifierPool:
         worker.kill()
 
     def _ask(self, worker: WorkerProcess, job: _Job) -> tuple[dict[str, Any], WorkerProcess]:
-        """The reply to a job, and the worker to go on with: a fresh one after a kill."""
+        """The reply to a job, and the worker to go on with: a fresh one after a kill.
+
+        A worker that was gone before it can have looked at the item (killed from outside while idle) says nothing about
+        the item, which is asked once more of the next worker.
+        """
+        started = time.monotonic()
         reply = worker.ask(job.request, job.timeout) if worker.wait_ready() else {"error": "no worker could be started"}
         if worker.usable:
             return reply, worker
+        if not job.asked_again and time.monotonic() - started < DEAD_ON_ARRIVAL:
+            job.asked_again = True
+            worker.kill()
+            return self._ask(self._take_worker(), job)
         worker.kill()
         with self._changed:
             self.counts["respawns"] += 1
