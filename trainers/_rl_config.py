@@ -34,6 +34,8 @@ class PolicyConfig(GRPOConfig):
     # Upstream leaves the annotation away, and mypy takes it for an instance variable.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]  # type: ignore[misc]
 
+    logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
+
     # batches
     updates_per_rollout: int = field(
         default=4,
