@@ -106,7 +106,11 @@ def make_model(
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimisation of one stage. `epochs` passes in batches of `batch_size` rows; cosine decay to `final_lr` x `lr`."""
+    """Optimisation of one stage. `epochs` passes in batches of `batch_size` rows; cosine decay to `final_lr` x `lr`.
+
+    Batches hold rows of similar length and a loss is a mean over tokens, so tokens of long rows count less; with
+    `equal_tokens` they do not, and a model also learns how often long answers occur, not only what stands in them.
+    """
 
     lr: float
     epochs: int = 1
@@ -114,6 +118,7 @@ class Schedule:
     warmup: int = 20
     weight_decay: float = 0.01
     final_lr: float = 0.05
+    equal_tokens: bool = False
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of step `step` (from 0) of `total`."""
@@ -136,6 +141,11 @@ def bucketed_batches(rows: Sequence[Row], batch_size: int, rng: random.Random, w
         batches += [[rows[i] for i in chunk[at : at + batch_size]] for at in range(0, len(chunk), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def _labelled(batch: list[Row]) -> int:
+    """Number of tokens that a batch predicts."""
+    return sum(label != -100 for _, labels in batch for label in labels)
 
 
 def _nll(model: PreTrainedModel, batch: list[Row], pad_id: int) -> torch.Tensor:
@@ -177,13 +187,15 @@ def train_lm(
         {"params": decay, "weight_decay": schedule.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    usual_tokens = sum(map(_labelled, batches)) / len(batches)
     optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.98), fused=True)
     model.train()
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step, len(batches))
         loss = _nll(model, batch, pad_id)
-        loss.backward()
+        weight = _labelled(batch) / usual_tokens if schedule.equal_tokens else 1.0
+        (loss * weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,9 +1,9 @@
 """Build the arithmetic lab: problems in the MATH schema and a small model that solves about half of them by sampling.
 
-The model is trained from nothing in one single-threaded child process, in two stages: worked solutions without a slip
-teach it to calculate, then answers of both styles with their slips (`negpo.lab.arithmetic`) make it the sampler that
-evaluation and reinforcement learning start from. No question of the data folder occurs in either stage. Everything is
-a function of `(seed, size)` and of this package's source.
+The model is trained from nothing in one single-threaded child process, in three stages: worked answers teach it to
+calculate, direct answers to easy questions to do so at once, both without a slip; then answers of both styles as
+`negpo.lab.arithmetic` draws them make it the sampler that evaluation and reinforcement learning start from. No question
+of the test occurs in any stage. Everything is a function of `(seed, size)` and of this package's source.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import random
 import resource
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,21 @@ from negpo.errors import ConfigError
 from negpo.lab._cache import MANIFEST, build_once, settings_key, source_hash
 from negpo.lab._jobs import Job, report_progress, run_jobs
 from negpo.lab._models import Row, Schedule, make_model, make_tokenizer, train_lm
-from negpo.lab.arithmetic import LEVELS, PROMPT, ArithmeticProblem, make_answer, make_problem, make_problems, worked
+from negpo.lab.arithmetic import (
+    LEVELS,
+    PROMPT,
+    ArithmeticProblem,
+    direct,
+    make_answer,
+    make_problem,
+    make_problems,
+    worked,
+)
 
 SOURCES = ("arithmetic.py", "arithmetic_build.py", "_models.py")
 VOCABULARY = 330  # upper bound: 256 bytes, 4 special tokens, the few words of the prompt
 TOKENIZER_ROWS = 2000
+EASY = (1, 2)  # levels at which the direct style is practised
 WIDER = 4.0  # initial weights against the usual 0.02: half the loss after 150 steps at this width
 REPORT_EVERY = 20
 BENCHMARK = """\
@@ -39,16 +49,19 @@ fields: {question: problem, gold: answer, id: unique_id, level: level, subject: 
 
 @dataclass(frozen=True)
 class ArithmeticSize:
-    """Shape of the model, rows of its two training stages, and problems in the data folder."""
+    """Shape of the model, rows of its training stages, and problems in the data folder.
+
+    rehearsed_rows: worked answers among the direct ones of the second stage, so that the first is not forgotten.
+    """
 
     hidden: int = 64
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
     batch: int = 16
-    worked_rows: int = 10000
-    worked_lr: float = 4e-3
-    answer_rows: int = 12000
-    answer_lr: float = 2e-3
+    worked_rows: int = 14000
+    direct_rows: int = 28000
+    rehearsed_rows: int = 4000
+    answer_rows: int = 4800
     train_problems: int = 1000
     test_problems: int = 500
 
@@ -56,7 +69,14 @@ class ArithmeticSize:
 SIZES = {
     "default": ArithmeticSize(),
     "tiny": ArithmeticSize(
-        hidden=32, layers=1, heads=2, worked_rows=320, answer_rows=640, train_problems=40, test_problems=20
+        hidden=32,
+        layers=1,
+        heads=2,
+        worked_rows=160,
+        direct_rows=160,
+        answer_rows=640,
+        train_problems=40,
+        test_problems=20,
     ),
 }
 
@@ -135,12 +155,18 @@ def split_problems(seed: int, size: ArithmeticSize) -> tuple[list[ArithmeticProb
 Answer = Callable[[ArithmeticProblem, random.Random], str]
 
 
-def make_corpus(count: int, seed: int, answer: Answer, excluded: Container[ArithmeticProblem]) -> list[tuple[str, str]]:
+def make_corpus(
+    count: int,
+    seed: int,
+    answer: Answer,
+    excluded: Container[ArithmeticProblem] = (),
+    levels: Sequence[int] = LEVELS,
+) -> list[tuple[str, str]]:
     """`count` pairs of prompt and answer, levels in turn, none about an excluded problem."""
     rng = random.Random(f"corpus-{seed}")
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
-        problem = make_problem(LEVELS[len(pairs) % len(LEVELS)], rng)
+        problem = make_problem(levels[len(pairs) % len(levels)], rng)
         if problem not in excluded:
             pairs.append((PROMPT.format(question=problem.question), answer(problem, rng)))
     return pairs
@@ -157,14 +183,15 @@ def encode(tokenizer: Any, pairs: list[tuple[str, str]]) -> list[Row]:
 
 
 def train_model(folder: Path, seed: int, size: ArithmeticSize) -> None:
-    """Train both stages and save the checkpoint with its tokenizer under `folder`."""
+    """Train all stages and save the checkpoint with its tokenizer under `folder`."""
     import torch
 
     torch.set_num_threads(1)
-    test, train = split_problems(seed, size)
-    excluded = {*test, *train}
-    solutions = make_corpus(size.worked_rows, seed, lambda problem, _: worked(problem), excluded)
-    answers = make_corpus(size.answer_rows, seed + 1, make_answer, excluded)
+    test = set(split_problems(seed, size)[0])
+    solutions = make_corpus(size.worked_rows, seed, lambda problem, _: worked(problem), test)
+    practice = make_corpus(size.direct_rows, seed + 1, lambda problem, _: direct(problem), test, levels=EASY)
+    practice += make_corpus(size.rehearsed_rows, seed + 2, lambda problem, _: worked(problem), test)
+    answers = make_corpus(size.answer_rows, seed + 3, make_answer, test)
     # Qwen2's splitting makes every digit a token of its own, which is what lets a model this small carry.
     tokenizer = make_tokenizer([prompt + answer for prompt, answer in answers[:TOKENIZER_ROWS]], VOCABULARY)
     model = make_model(
@@ -177,19 +204,21 @@ def train_model(folder: Path, seed: int, size: ArithmeticSize) -> None:
         max_positions=256,
     )
     with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(WIDER)
+        for matrix in (weight for weight in model.parameters() if weight.ndim > 1):
+            matrix.mul_(WIDER)
     stages = (
-        (encode(tokenizer, solutions), Schedule(size.worked_lr, batch_size=size.batch, warmup=50, final_lr=0.25)),
-        (encode(tokenizer, answers), Schedule(size.answer_lr, batch_size=size.batch)),
+        (solutions, Schedule(4e-3, batch_size=size.batch, warmup=50, final_lr=0.8)),
+        (practice, Schedule(3e-3, batch_size=size.batch, final_lr=0.2)),
+        # A low rate: styles and slips are learnt soon, and guesses as targets unteach the arithmetic.
+        (answers, Schedule(5e-4, batch_size=size.batch, equal_tokens=True)),
     )
-    for number, (rows, schedule) in enumerate(stages, start=1):
+    for number, (pairs, schedule) in enumerate(stages, start=1):
 
         def show(step: int, total: int, loss: float, stage: int = number) -> None:
             if step % REPORT_EVERY == 0 or step == total:
-                report_progress(step, total, f"stage {stage} of 2, loss {loss:.3f}")
+                report_progress(step, total, f"stage {stage} of 3, loss {loss:.3f}")
 
+        rows = encode(tokenizer, pairs)
         train_lm(model, rows, schedule, pad_id=tokenizer.pad_token_id, seed=seed, on_step=show)
     target = ArithmeticLabPaths(folder).model
     model.save_pretrained(target)
