@@ -1,6 +1,7 @@
 """GRPO, DAPO and Dr.GRPO through the same data path, as baselines: arXiv 2402.03300, 2503.14476, 2503.20783."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from negpo.objectives import group_advantages
 from negpo.trainers._rl_base import PolicyTrainer
 from negpo.trainers._rl_config import PolicyConfig
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {},
     "dapo": {"epsilon_high": 0.28, "dead_groups": "resample"},
     "dr_grpo": {"normalizer": "max_length"},
