@@ -2,9 +2,9 @@
 
     python docs/own_method.py MODEL_FOLDER
 
-The first trains on the only right answer of a group, if there is just one, and against the rest. The second replaces the
-clipped ratio by a ratio that is cut off at 2. Both run through the data path of the shipped methods: rows of advantage 0
-are not run, unknown rewards are left out, logs, guards and resume come with it.
+The first trains on the only right answer of a group, if there is just one, and against the rest. The second replaces
+the clipped ratio by a ratio that is cut off at 2. Both run through the data path of the shipped methods: rows of
+advantage 0 are not run, unknown rewards are left out, logs, guards and resume come with it.
 """
 
 import sys

@@ -5,8 +5,8 @@ rollout feeds four optimiser steps. Generation is left out; what is timed is eve
 optimiser step of a rollout. Each side runs in its own process, sides in turns; the first rollout is not timed. Memory
 is the growth of the resident set over training (CUDA: peak of allocated memory).
 
-On a CPU much of the gap is the log-prob primitive. On CUDA both sides run the same kernel, and what remains is rows left
-out and padding trimmed.
+On a CPU much of the gap is the log-prob primitive. On CUDA both sides run the same kernel, and what remains is rows
+left out and padding trimmed.
 
     python scripts/bench_rl.py                              # small: a minute or two on one core
     python scripts/bench_rl.py --vocab 151936 --hidden 512 --layers 8 --rows 128 --mean-length 256 --rounds 3
