@@ -122,13 +122,22 @@ def evaluate_tofu(
     if retain_log is not None:
         retain_log.check(data.forget, settings.mode)
     data = data.first(settings.row_limit)
-    name = name or getattr(model.config, "_name_or_path", "")
+    if not name:
+        stored: str = getattr(model.config, "_name_or_path", "")
+        name = stored
     template = settings.template or QATemplate.for_model(name, tokenizer)
     length = settings.max_length or MAX_LENGTH[settings.mode]
     encoder = Encoder(tokenizer, template, settings.mode, length, settings.max_new_tokens, settings.question_key)
     identity = _identity(settings, encoder, model)
-    sources = {"settings": identity, "data": data.describe(), "template": template, "name": name or None}
-    manifest = build_manifest(model, tokenizer, benchmark="tofu", **sources)
+    manifest = build_manifest(
+        model,
+        tokenizer,
+        benchmark="tofu",
+        settings=identity,
+        data=data.describe(),
+        template=template,
+        name=name or None,
+    )
     store = ItemStore(Path(out_dir) / "items.jsonl" if out_dir else None, manifest["hash"])
     run = _Run(model, encoder, data, settings, store, report)
 
@@ -142,8 +151,8 @@ def evaluate_tofu(
     if reason := run.no_membership():
         summary.missing |= dict.fromkeys(MEMBERSHIP, reason)
     else:
-        scores = [run.attacks(name, reference_model) for name in ("forget", "holdout")]
-        add_membership(summary, *scores, retain_log)
+        forget, holdout = (run.attacks(part, reference_model) for part in ("forget", "holdout"))
+        add_membership(summary, forget, holdout, retain_log)
     retain = None if ratios is None else as_retain_log(summary, settings.mode, data.forget, ratios, ids)
     result = TofuResult(summary.metrics, summary.missing, summary.details, run.per_item(), manifest, retain)
     if out_dir is not None:

@@ -107,8 +107,9 @@ class Encoder:
     def prompt(self, question: str, answer: str, file: str) -> tuple[list[int], int, str]:
         """(prompt ids, limit of new tokens, reference text)."""
         if self.mode == "open-unlearning":
-            options = {"max_length": self.max_length, "generation": True}
-            item = encode_qa(self.tokenizer, self.template, question, answer, **options)
+            item = encode_qa(
+                self.tokenizer, self.template, question, answer, max_length=self.max_length, generation=True
+            )
             truth = ground_truth(self.tokenizer, item["input_ids"], item["labels"])
             return item["input_ids"], self.max_new_tokens, truth
         return self._prompt_original(question, answer, file)

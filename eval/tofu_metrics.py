@@ -6,7 +6,7 @@ second, arithmetic model utility.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def _set_values(name: str, prefix: str, rows: list[dict[str, Any]], mode: str) -
         return values, {}
     for row, ratio in zip(rows, ratios, strict=True):
         row["truth_ratio"] = float(ratio)
-    how = "closer_to_1_better" if name == "forget" else "true_better"
+    how: Literal["closer_to_1_better", "true_better"] = "closer_to_1_better" if name == "forget" else "true_better"
     if mode == "tofu-original":
         values[ratio_name] = m.aggregate_original_truth_ratio(ratios, how)
         other = m.original_truth_ratio(*_losses(rows), mean="arithmetic")

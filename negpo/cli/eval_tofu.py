@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from negpo.cli._evaluation import Bars, add_model_flags, load_model, membership_note, show_metrics
 from negpo.errors import ConfigError
@@ -89,7 +89,7 @@ def _settings(args: argparse.Namespace) -> "TofuSettings":
     from negpo.eval.tofu import TofuSettings
 
     templates = {"auto": None, "chat": QATemplate(chat_template=True, system_prompt=HELPFUL), "tags": QATemplate()}
-    compat = "ou-0.1" if args.eos_hole else None
+    compat: Literal["ou-0.1"] | None = "ou-0.1" if args.eos_hole else None
     return TofuSettings(
         mode=args.mode,
         generate=not args.no_generate,
