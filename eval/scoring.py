@@ -134,9 +134,12 @@ def _score_batch(model: Any, items: list[Item], pad_id: int, batching: Batching,
     batch = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
     arguments = (batch["input_ids"], batch["attention_mask"], batch["labels"])
     with evaluating(model):
-        result = model_token_logprobs(model, *arguments) if k is None else model_token_stats(model, *arguments)
-    columns = [result.logps] if k is None else [result.logps, result.correct, result.mean, result.std]
-    mask = result.mask.cpu()
+        if k is None:
+            plain = model_token_logprobs(model, *arguments)
+            mask, columns = plain.mask.cpu(), [plain.logps]
+        else:
+            stats = model_token_stats(model, *arguments)
+            mask, columns = stats.mask.cpu(), [stats.logps, stats.correct, stats.mean, stats.std]
     table = [column.cpu().double().numpy() for column in columns]
     scores = []
     for row, item in enumerate(items):

@@ -19,7 +19,7 @@ def load_model(name: str, args: argparse.Namespace) -> tuple[Any, Any]:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name!r} could not be loaded as a causal language model: {error}") from error
     return model.to(device).eval(), tokenizer
@@ -29,10 +29,11 @@ class Bars:
     """A progress bar per stage; as a context it gives the ``report`` callback of a harness."""
 
     def __init__(self, title: str):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar, self.title, self.tasks = Progress(*columns), title, {}
+        self.bar, self.title = Progress(*columns), title
+        self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self):
         self.bar.start()
