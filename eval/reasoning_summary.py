@@ -54,7 +54,7 @@ def _pass_at_k(n: np.ndarray, c: np.ndarray, drawn: int) -> list[dict[str, Any]]
     unknown = bool((n < drawn).any())
     fewest = int(n[judged].min()) if judged.any() else 0
     ks = [k for k in default_ks(drawn) if k <= fewest]
-    entries = {k: {"k": k} for k in default_ks(drawn)}
+    entries: dict[int, dict[str, Any]] = {k: {"k": k} for k in default_ks(drawn)}
     if ks:
         means = pass_at_k_curve(n[judged], c[judged], ks).mean(axis=0)
         draws = bootstrap(n[judged], c[judged], ks)

@@ -156,9 +156,9 @@ def _differences(runs: Sequence[dict[str, Any]]) -> Table | None:
         return None
     rows = []
     for run in runs[1:]:
-        pair = _aligned(run, runs[0])
-        ks = default_ks(int(min(pair[0][0].min(), pair[1][0].min())))
-        for difference in paired_difference(*pair, ks):
+        this, first = _aligned(run, runs[0])
+        ks = default_ks(int(min(this[0].min(), first[0].min())))
+        for difference in paired_difference(this, first, ks):
             clear = difference.p_value < 0.05
             tone = ("good" if difference.value > 0 else "bad") if clear else ""
             interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
@@ -170,15 +170,13 @@ def _differences(runs: Sequence[dict[str, Any]]) -> Table | None:
     return Table(["run", "k", "difference in pass@k", "95 % interval", "p"], rows, caption)
 
 
-def _aligned(run: dict[str, Any], other: dict[str, Any]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def _aligned(run: dict[str, Any], other: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(n, c) of both runs over the problems that both judged at least once, in one order."""
     tables = [{row["problem"]: row for row in side["summary"]["counts"] if row["n"] > 0} for side in (run, other)]
     common = [problem for problem in tables[0] if problem in tables[1]]
     if not common:
         raise ConfigError(f"the runs {run['name']} and {other['name']} share no problem")
-    return tuple(
-        (np.array([table[p]["n"] for p in common]), np.array([table[p]["c"] for p in common])) for table in tables
-    )
+    return [(np.array([table[p]["n"] for p in common]), np.array([table[p]["c"] for p in common])) for table in tables]
 
 
 def _groups(runs: Sequence[dict[str, Any]], field: str) -> Table | None:
