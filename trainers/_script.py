@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trl import TrlParser
 
@@ -64,6 +64,19 @@ class UnlearnScriptArguments:
             raise ConfigError("load_in_4bit needs use_peft: quantised weights cannot be trained themselves")
 
 
+class ModelArguments(Protocol):
+    """What the script arguments of all kinds of training say about weights and adapter."""
+
+    dtype: str
+    attn_implementation: str | None
+    use_peft: bool
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_target_modules: list[str] | None
+    load_in_4bit: bool
+
+
 class _Parser(TrlParser):
     """TrlParser that reports a bad value as ConfigError instead of printing 300 lines of usage."""
 
@@ -81,8 +94,9 @@ def parse(method: str, argv: Sequence[str]) -> tuple[UnlearnScriptArguments, Unl
         raise ConfigError(f"unknown method {method!r}{_nearest(method, METHODS)}. Methods: {', '.join(METHODS)}")
     module, _, config = METHODS[method]
     config_class = getattr(import_module(module), config)
-    parser = _Parser((UnlearnScriptArguments, config_class), allow_abbrev=False)
-    known = {item.name for kind in (UnlearnScriptArguments, config_class) for item in fields(kind) if item.init}
+    kinds: Any = (UnlearnScriptArguments, config_class)
+    parser = _Parser(kinds, allow_abbrev=False)
+    known = {item.name for kind in kinds for item in fields(kind) if item.init}
     argv = _with_recipe(list(argv), known)
     script, args, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
     if unknown:
@@ -142,6 +156,8 @@ def run_training(method: str, argv: Sequence[str]) -> None:
 def build(method: str, script: UnlearnScriptArguments, args: UnlearnConfig) -> Any:
     """The trainer of a parsed recipe. Errors in rows name the file they came from."""
     module, trainer, _ = METHODS[method]
+    assert script.forget_dataset is not None  # validate() has refused that
+    assert script.model_name_or_path is not None
     forget = load_rows(script.forget_dataset, name=script.forget_name, split=script.dataset_split, required=())
     retain = None
     if script.retain_dataset is not None:
@@ -149,7 +165,8 @@ def build(method: str, script: UnlearnScriptArguments, args: UnlearnConfig) -> A
     source = script.tokenizer_name_or_path or script.model_name_or_path
     tokenizer = load_tokenizer(source, None)
     further = {"idk_answers": _idk_answers(script.idk_file)} if method == "idkdpo" else {}
-    args.model_init_kwargs = _init_kwargs(script) | (args.model_init_kwargs or {})
+    given: Any = args.model_init_kwargs or {}  # a dict: TrainingArguments has parsed JSON text
+    args.model_init_kwargs = _init_kwargs(script) | given
     try:
         return getattr(import_module(module), trainer)(
             model=script.model_name_or_path,
@@ -180,7 +197,7 @@ def _idk_answers(source: str | None) -> list[str]:
     return answers
 
 
-def _init_kwargs(script: UnlearnScriptArguments) -> dict[str, Any]:
+def _init_kwargs(script: ModelArguments) -> dict[str, Any]:
     kwargs: dict[str, Any] = {"dtype": script.dtype}
     if script.attn_implementation:
         kwargs["attn_implementation"] = script.attn_implementation
@@ -194,7 +211,7 @@ def _init_kwargs(script: UnlearnScriptArguments) -> dict[str, Any]:
     return kwargs
 
 
-def _peft_config(script: UnlearnScriptArguments) -> Any:
+def _peft_config(script: ModelArguments) -> Any:
     if not script.use_peft:
         return None
     from peft import LoraConfig

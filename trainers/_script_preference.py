@@ -72,8 +72,9 @@ def parse(method: str, argv: Sequence[str]) -> tuple[PreferenceScriptArguments, 
     """
     module, _, config = METHODS[method]
     config_class = getattr(import_module(module), config)
-    parser = _Parser((PreferenceScriptArguments, config_class), allow_abbrev=False)
-    known = {item.name for kind in (PreferenceScriptArguments, config_class) for item in fields(kind) if item.init}
+    kinds: Any = (PreferenceScriptArguments, config_class)
+    parser = _Parser(kinds, allow_abbrev=False)
+    known = {item.name for kind in kinds for item in fields(kind) if item.init}
     argv = _with_recipe(list(argv), known)
     script, args, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
     if unknown:
@@ -96,14 +97,21 @@ def run_training(method: str, argv: Sequence[str]) -> None:
     script, args = parse(method, argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if script.stages != "2":
-        first, first_args = parse("sft", ["--config", script.stage1_config])
+        assert script.stage1_config is not None  # validate() has refused that
+        recipe = ["--config", script.stage1_config]
+        first, first_args = parse("sft", recipe)
         script.model_name_or_path = first_args.output_dir
-        if (Path(first_args.output_dir) / "negpo_train.json").is_file():
+        if (_output(first_args) / "negpo_train.json").is_file():
             logger.info("stage 1 is complete in %s", first_args.output_dir)
         else:
-            _train("sft", first, first_args, ["--config", script.stage1_config])
+            _train("sft", first, first_args, recipe)
     if script.stages != "1":
         _train(method, script, args, argv)
+
+
+def _output(args: PreferenceConfig) -> Path:
+    assert args.output_dir is not None  # parse() fills it
+    return Path(args.output_dir)
 
 
 def _train(method: str, script: PreferenceScriptArguments, args: PreferenceConfig, argv: Sequence[str]) -> None:
@@ -112,19 +120,22 @@ def _train(method: str, script: PreferenceScriptArguments, args: PreferenceConfi
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(Path(args.output_dir) / "trainer_state.json"))
+        trainer.state.save_to_json(str(_output(args) / "trainer_state.json"))
         settings = {"method": method, "arguments": list(argv), "script": vars(script), "config": args.to_dict()}
         settings["data"] = trainer.report.lines()
         # written last: its presence says that the run is complete
-        (Path(args.output_dir) / "negpo_train.json").write_text(json.dumps(settings, indent=1, default=str))
+        (_output(args) / "negpo_train.json").write_text(json.dumps(settings, indent=1, default=str))
         logger.info("saved to %s", args.output_dir)
 
 
 def build(method: str, script: PreferenceScriptArguments, args: PreferenceConfig) -> Any:
     """The trainer of a parsed recipe. Errors in rows name the file they came from."""
     module, trainer, _ = METHODS[method]
+    assert script.dataset is not None  # validate() has refused that
+    assert script.model_name_or_path is not None
     rows = load_rows(script.dataset, name=script.dataset_name, split=script.dataset_split, required=())
-    args.model_init_kwargs = _init_kwargs(script) | (args.model_init_kwargs or {})
+    given: Any = args.model_init_kwargs or {}  # a dict: TrainingArguments has parsed JSON text
+    args.model_init_kwargs = _init_kwargs(script) | given
     further = {"ref_model": script.ref_model_name_or_path} if script.ref_model_name_or_path else {}
     if script.sample_ref_model_name_or_path:
         further["sample_ref_model"] = script.sample_ref_model_name_or_path
