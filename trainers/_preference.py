@@ -254,6 +254,7 @@ class PreferenceTrainer(OfflineTrainer):
     @torch.no_grad()
     def reference_logps(self, model, rows: dict[str, Tensor]) -> Tensor:
         """(R, T-1) where they are not cached."""
+        assert self.reference is not None  # score() asks only methods that have one
         with self.reference.active(model) as reference:
             return self._forward(reference, rows).logps
 

@@ -93,7 +93,7 @@ class D2OTrainer(PreferenceTrainer):
     """
 
     config_class: ClassVar[type[PreferenceConfig]] = D2OConfig
-    needs = (-1,)
+    needs: tuple[int, ...] = (-1,)
     unit = "rejected"
     logged_stats = ("mean_weight", "mean_sample_log_ratio", "mean_rejected_log_ratio")
 
@@ -163,16 +163,23 @@ class D2OTrainer(PreferenceTrainer):
             reference.model.to(self.args.device)
         return reference
 
+    def _references(self) -> tuple[Reference, Reference]:
+        """Of the rejected answers and of the samples."""
+        assert self.reference is not None  # both are set before training
+        assert self._sample_reference is not None
+        return self.reference, self._sample_reference
+
     def _cache_both(self) -> None:
         """Log-probs of rejected rows under one reference, of samples under the other; one cache where they agree."""
         data = self.train_dataset
-        if self._sample_reference is self.reference:
-            data.use_cache(self._cached(self.reference, data.rows))
+        of_rejected, of_samples = self._references()
+        if of_samples is of_rejected:
+            data.use_cache(self._cached(of_rejected, data.rows))
             return
         signs = [sign for group in data.groups for sign in group.signs]
         places: dict[int, tuple[int, int]] = {}
         caches = []
-        for side, reference in enumerate((self.reference, self._sample_reference)):
+        for side, reference in enumerate((of_rejected, of_samples)):
             chosen = [i for i, sign in enumerate(signs) if (sign == 0) == bool(side)]
             places |= {row: (side, place) for place, row in enumerate(chosen)}
             caches.append(self._cached(reference, [data.rows[i] for i in chosen]))
@@ -180,16 +187,17 @@ class D2OTrainer(PreferenceTrainer):
 
     def _add_samples(self) -> None:
         data = self.train_dataset
-        source = self._sample_reference.model if self._sample_reference.model is not None else self.model
+        _, reference = self._references()
+        source = reference.model if reference.model is not None else self.model
         folder = Path(self.args.sample_cache_dir or Path(self.args.output_dir) / "samples")
         request = self._request(list(range(len(data))), "reference")
-        with self.accelerator.main_process_first(), self._sample_reference.active(self.model) as model:
+        with self.accelerator.main_process_first(), reference.active(self.model) as model:
             model.to(self.args.device)
             answers = cached_draw(
                 lambda: self._engine or make_engine("transformers", model, self.processing_class),
                 request,
                 folder,
-                hash_model(source, adapters=self._sample_reference.model is not None),
+                hash_model(source, adapters=reference.model is not None),
             )
         data.groups = [_with_samples(group, found) for group, found in zip(data.groups, answers, strict=True)]
         data.renew()
@@ -256,9 +264,10 @@ class D2OTrainer(PreferenceTrainer):
     def reference_logps(self, model, rows: dict[str, Tensor]) -> Tensor:
         """Of rejected rows by one reference, of samples by the other."""
         logps = super().reference_logps(model, rows)
-        if self._sample_reference is self.reference:
+        of_rejected, of_samples = self._references()
+        if of_samples is of_rejected:
             return logps
-        with self._sample_reference.active(model) as reference:
+        with of_samples.active(model) as reference:
             samples = self._forward(reference, rows).logps
         return torch.where((rows["sign"] == 0).unsqueeze(1), samples, logps)
 

@@ -47,7 +47,7 @@ class LiPOTrainer(PreferenceTrainer):
     logged_stats = ("accuracy", "mean_weight")
 
     def arrange(self, args: Any, groups: list[Group]) -> list[Group]:
-        return [replace(group, scores=_labels(group, args.labels)) for group in groups]
+        return [replace(group, scores=list(_labels(group, args.labels))) for group in groups]
 
     def preference_loss(self, scored: Scored):
         rows = scored.lists()
@@ -60,18 +60,19 @@ def _labels(group: Group, how: str) -> list[float]:
     """psi of each completion, in [0, 1]."""
     if all(score is None for score in group.scores) and 0 not in group.signs:
         return [float(sign > 0) for sign in group.signs]
-    if None in group.scores:
+    scores = [score for score in group.scores if score is not None]
+    if len(scores) < len(group.scores):
         raise DataError("some answers have a score and some have none", file="train_dataset", row=group.source)
     if how == "win_rate":
-        return [_win_rate(score, group.scores) for score in group.scores]
-    if not all(0 <= score <= 1 for score in group.scores):
+        return [_win_rate(score, scores) for score in scores]
+    if not all(0 <= score <= 1 for score in scores):
         raise DataError(
-            f"scores {group.scores} leave [0, 1]; psi is a win probability. Rescale them or set labels=win_rate",
+            f"scores {scores} leave [0, 1]; psi is a win probability. Rescale them or set labels=win_rate",
             file="train_dataset",
             row=group.source,
             field="scores",
         )
-    return list(group.scores)
+    return scores
 
 
 def _win_rate(score: float, scores: list[float]) -> float:

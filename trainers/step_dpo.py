@@ -21,5 +21,5 @@ class StepDPOTrainer(DPOTrainer):
 
     config_class: ClassVar[type[PreferenceConfig]] = StepDPOConfig
 
-    def encode(self, args: StepDPOConfig, tokenizer: Any, train_dataset: Any):
+    def encode(self, args: PreferenceConfig, tokenizer: Any, train_dataset: Any):
         return super().encode(args, tokenizer, cut_at_pit(train_dataset, "train_dataset"))

@@ -43,10 +43,12 @@ class WPNTrainer(PreferenceTrainer):
     logged_stats = ("accuracy", "mean_margin")
 
     def preference_loss(self, scored: Scored):
-        whole = self._embed(scored.hidden, scored.real)  # (R, H)
+        hidden = scored.hidden
+        assert hidden is not None  # _forward asks for the states
+        whole = self._embed(hidden, scored.real)  # (R, H)
         prompt = torch.ones_like(scored.real)
         prompt[:, 1:] = ~scored.mask
-        prompts = self._embed(scored.hidden, scored.real & prompt)
+        prompts = self._embed(hidden, scored.real & prompt)
         chosen = (scored.sign > 0).nonzero().squeeze(1)
         negatives = scored.lists(scored.sign < 0)[scored.group[chosen]]  # (N, K), -1 where a prompt has fewer
         counts = (negatives >= 0).sum(1)
