@@ -163,7 +163,7 @@ def _flat_gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:
     ).float()
 
 
-class RowWeights:
+class RowWeights(UnlearnTrainer):
     """Mixin before an unlearning trainer: ``row_weights[i]`` multiplies the gradient that forget row i sends back."""
 
     def __init__(self, *positional: Any, row_weights: Sequence[float], **named: Any):
