@@ -105,15 +105,20 @@ def refuse_unchanged(folder: str | Path, target: str | Path) -> None:
     for where, found in zip((folder, target), tensors, strict=True):
         if not found:
             raise ConfigError(f"{where} holds no safetensors, so its weights cannot be compared with the target's")
-    common = tensors[0].keys() & tensors[1].keys()
-    if common and all(tensors[0][name] == tensors[1][name] for name in common):
-        shared = {tensors[0][name] for name in common}
-        extra = {digest for found in tensors for name, digest in found.items() if name not in common}
-        if extra <= shared:
-            raise ConfigError(
-                f"the weights of {folder} equal those of the target {target}: nothing was unlearned. "
-                "Check the path, or leave --target out to measure the target itself"
-            )
+    if equal_weights(*tensors):
+        raise ConfigError(
+            f"the weights of {folder} equal those of the target {target}: nothing was unlearned. "
+            "Check the path, or leave --target out to measure the target itself"
+        )
+
+
+def equal_weights(tensors: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether two results of :func:`checkpoint_tensors` are the same weights, tied or stored twice."""
+    common = tensors.keys() & others.keys()
+    if not common or any(tensors[name] != others[name] for name in common):
+        return False
+    shared = {tensors[name] for name in common}
+    return all(digest in shared for found in (tensors, others) for name, digest in found.items() if name not in common)
 
 
 def local_checkpoint(name_or_path: str) -> Path:

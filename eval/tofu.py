@@ -12,7 +12,6 @@ from typing import Any
 from negpo.data.qa import QATemplate, labelled_ids
 from negpo.errors import ConfigError
 from negpo.eval.manifest import build_manifest
-from negpo.eval.metrics import rouge_scores
 from negpo.eval.mia import Scores, attack_scores, gradient_norms
 from negpo.eval.result import EvalResult
 from negpo.eval.retain_log import RetainLog
@@ -39,6 +38,7 @@ from negpo.eval.tofu_metrics import (
     summarise_rows,
     truth_ratios,
 )
+from negpo.eval.tofu_rows import add_generations, add_losses, blank_rows
 from negpo.reference.hashing import hash_model
 
 __all__ = ["RetainLog", "TofuData", "TofuResult", "TofuSettings", "evaluate_tofu", "load_tofu"]
@@ -169,19 +169,12 @@ class _Run:
         self.answers = encoder.answers(data)
         check_vocabulary(model, (answer.item["input_ids"] for answer in self.answers))
         self.results: list[dict[str, Any]] = []
-        self.rows = {name: [_blank(name, *pair) for pair in enumerate(rows)] for name, rows in data.sets.items()}
+        self.rows = blank_rows(data)
 
     def score(self) -> None:
         """Losses of all answers, into ``nll``, ``paraphrase_nll`` and ``perturbed_nll`` of their rows."""
         self.results = self._score(self.model, self.answers, "model", [a.detailed for a in self.answers])
-        for answer, result in zip(self.answers, self.results, strict=True):
-            row, nll = self.rows[answer.set][answer.row], float(result["nll"])
-            if answer.kind == "perturbed":
-                row.setdefault("perturbed_nll", []).append(nll)
-            elif answer.kind == "paraphrase":
-                row["paraphrase_nll"] = nll
-            else:
-                row |= result | {"nll": nll}
+        add_losses(self.rows, self.answers, self.results)
 
     def generate(self) -> None:
         """Greedy answers to all questions and their ROUGE values."""
@@ -195,9 +188,7 @@ class _Run:
             store=self.store,
             progress=self._stage("generating", len(prompts)),
         )
-        for prompt, text in zip(prompts, texts, strict=True):
-            row = self.rows[prompt.set][prompt.row]
-            row |= {"generation": text, "ground_truth": prompt.truth, **rouge_scores(prompt.truth, text)}
+        add_generations(self.rows, prompts, texts)
 
     def no_membership(self) -> str | None:
         """Why membership inference is not possible, or None."""
@@ -239,10 +230,6 @@ class _Run:
 
     def _stage(self, stage: str, total: int) -> Progress | None:
         return counting(self.report, stage, total)
-
-
-def _blank(name: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
-    return {"set": name, "row": index, "question": row["question"], "answer": row["answer"]}
 
 
 def _identity(settings: TofuSettings, encoder: Encoder, model: Any) -> dict[str, Any]:
