@@ -53,11 +53,17 @@ def last_complete(output_dir: str | Path) -> Path | None:
 
 
 def resolve(resume: str | Path | bool | None, output_dir: str | Path) -> str | None:
-    """The folder to resume from. ``True`` means the newest complete one; a named one must be complete."""
+    """The folder to resume from; None to start at the beginning.
+
+    ``True`` is the newest complete one, which must exist; "auto" the same, or the beginning where there is none (for
+    jobs that a scheduler starts again). A named one must be complete.
+    """
     if not resume:
         return None
-    if resume is True:
+    if resume is True or resume == "auto":
         found = last_complete(output_dir)
+        if found is None and resume == "auto":
+            return None
         if found is None:
             raise ConfigError(f"nothing to resume: there is no complete checkpoint-N in {output_dir}")
         return str(found)

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from negpo.errors import ConfigError
+from negpo.trainers._world import check_world
 
 
 @dataclass
@@ -64,6 +65,7 @@ class OfflineConfig(TrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.validate()
         super().__post_init__()
+        check_world(self.world_size)
 
     def validate(self) -> None:
         """Raise ConfigError for values and combinations that cannot be meant. Subclasses extend it."""

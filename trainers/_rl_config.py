@@ -8,6 +8,7 @@ from trl import GRPOConfig
 
 from negpo.errors import ConfigError
 from negpo.rollout import ENGINES
+from negpo.trainers._world import check_world
 
 NORMALIZERS = ("token_mean", "sequence_mean", "max_length", "constant", "micro_batch_token_mean")
 CORRECTION_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
@@ -126,6 +127,7 @@ class PolicyConfig(GRPOConfig):
         if self.steps_per_generation is None and self.generation_batch_size is None:
             self.steps_per_generation = self.updates_per_rollout * self.gradient_accumulation_steps
         super().__post_init__()
+        check_world(self.world_size)
         self._check_rollout_batch()
 
     def validate(self) -> None:

@@ -122,6 +122,7 @@ def _train(method: str, script: PreferenceScriptArguments, args: PreferenceConfi
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(_output(args) / "trainer_state.json"))
         settings = {"method": method, "arguments": list(argv), "script": vars(script), "config": args.to_dict()}
+        settings["processes"] = args.world_size
         settings["data"] = trainer.report.lines()
         # written last: its presence says that the run is complete
         (_output(args) / "negpo_train.json").write_text(json.dumps(settings, indent=1, default=str))

@@ -102,6 +102,7 @@ def run_training(method: str, argv: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(Path(args.output_dir) / "trainer_state.json"))
         settings = {"method": method, "arguments": list(argv), "script": vars(script), "config": args.to_dict()}
+        settings["processes"] = args.world_size
         (Path(args.output_dir) / "negpo_train.json").write_text(json.dumps(settings, indent=1, default=str))
         logger.info("saved to %s", args.output_dir)
 

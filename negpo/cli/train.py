@@ -1,4 +1,4 @@
-"""``negpo train METHOD [--config RECIPE] [--key value ...]``.
+"""``negpo train METHOD [--config RECIPE] [--key value ...] [--launch NAME --num-processes N]``.
 
 Help is read from the source of the config classes with ``ast``: importing them costs seconds, listing them must not.
 """
@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import negpo
+from negpo.cli import launch
 from negpo.trainers import METHODS, SCRIPTS
 
 TRAINERS = Path(negpo.__file__).parent / "trainers"
@@ -22,7 +23,8 @@ def add_parser(subparsers) -> None:
         "train",
         help="train with one method",
         description="Train with one method. Settings come from a recipe and from flags; flags win.",
-        epilog="negpo train METHOD --help lists the settings of a method.",
+        epilog="negpo train METHOD --help lists the settings of a method. Several processes: --launch NAME "
+        f"--num-processes N with NAME one of {', '.join(launch.LAUNCHES)}.",
     )
     parser.add_argument("method", metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument(
@@ -33,12 +35,16 @@ def add_parser(subparsers) -> None:
     )
 
 
-def run(args: argparse.Namespace, extra: Sequence[str]) -> None:
+def run(args: argparse.Namespace, extra: Sequence[str]) -> int | None:
     settings = [*args.settings, *extra]
     if args.method in METHODS and HELP_FLAGS & set(settings):
         print(method_help(args.method))
-        return
+        return None
+    how, settings = launch.split(settings)
+    if how is not None:
+        return launch.run(how, args.method, settings)
     import_module(SCRIPTS.get(args.method, DATA_SCRIPT)).run_training(args.method, settings)
+    return None
 
 
 def method_help(method: str) -> str:
@@ -53,6 +59,10 @@ def method_help(method: str) -> str:
         if settings := list(read_settings(path)):
             lines.append(f"\n{title}:")
             lines += [f"  --{name} (default {default})\n      {text}" for name, default, text in settings]
+    lines.append(
+        f"\nseveral processes: --launch {{{','.join(launch.LAUNCHES)}}} --num-processes N, and accelerate's flags\n"
+        f"  {', '.join(f'--{name}' for name in launch.PLACEMENT)}"
+    )
     lines.append(
         "\nand every field of transformers.TrainingArguments: --output_dir, --per_device_train_batch_size, ..."
     )

@@ -1,0 +1,22 @@
+"""How many processes train together, against how many were started for it."""
+
+import os
+
+from negpo.errors import ConfigError
+
+EXPECTED = "NEGPO_NUM_PROCESSES"  # set by `negpo train --launch`
+
+
+def check_world(found: int) -> None:
+    """ConfigError when a launcher started more processes than ``found``, the number that exchange gradients.
+
+    On a CPU accelerate quietly makes every process train alone, or starts one only, unless it is told the backend.
+    """
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    wanted = int(os.environ.get(EXPECTED) or started)
+    if found == wanted:
+        return
+    raise ConfigError(
+        f"{wanted} processes were asked for, {started} started and {found} would train together. On CPUs start with "
+        "negpo train --launch cpu --num-processes N, or pass --use_cpu true (DeepSpeed: --ddp_backend gloo instead)"
+    )
