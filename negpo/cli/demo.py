@@ -1,4 +1,4 @@
-"""``negpo demo``: build an embedded lab, unlearn with every method or evaluate reasoning, write one report."""
+"""``negpo demo``: build an embedded lab, unlearn, evaluate reasoning or train on verified answers, write one report."""
 
 import argparse
 from pathlib import Path
@@ -7,32 +7,37 @@ from pathlib import Path
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="the main job: lab, GA, GradDiff, NPO, SimNPO and CATNIP, one report; or reason: pass@k of a lab model",
+        help="the main job: lab, unlearning with every method, one report; reason: pass@k of a lab model; rlvr: RL methods",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    jobs = "unlearn: every method on the lab's authors; reason: pass@k of the arithmetic model on every engine"
-    parser.add_argument("job", nargs="?", default="unlearn", choices=("unlearn", "reason"), help=jobs)
-    out = "folder for labs, results and report.html (default: runs/demo or runs/reason)"
+    jobs = (
+        "unlearn: every method on the lab's authors; reason: pass@k of the arithmetic model on every engine; rlvr: "
+        "PSR, NSR, W-REINFORCE, GRPO, NGRPO, NFT and ResRL from the arithmetic model with equal rollouts"
+    )
+    parser.add_argument("job", nargs="?", default="unlearn", choices=("unlearn", "reason", "rlvr"), help=jobs)
+    out = "folder for labs, results and report.html (default: runs/demo, runs/reason or runs/rlvr)"
     parser.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=out)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="worlds to build; reason takes one")
     parser.add_argument("--size", default="default", choices=("default", "tiny"), help="tiny: seconds, learns nothing")
     parser.add_argument("--fresh", action="store_true", help="delete the folder first instead of going on")
+    methods = "of unlearn or rlvr; default: all; an unknown name is answered with the list"
+    parser.add_argument("--methods", nargs="+", help=methods)
+    parser.add_argument("--workers", type=int, default=2, help="child processes at once, one thread each")
     unlearn = parser.add_argument_group("unlearn")
     unlearn.add_argument("--tofu", type=Path, help="folder of the published TOFU files: the real questions, forget01")
-    unlearn.add_argument("--methods", nargs="+", help="default: all; an unknown name is answered with the list")
     unlearn.add_argument("--every", type=int, default=5, help="optimiser steps between evaluations")
-    unlearn.add_argument("--workers", type=int, default=2, help="child processes at once, one thread each")
-    reason = parser.add_argument_group("reason")
+    reason = parser.add_argument_group("reason and rlvr")
     reason.add_argument("--samples", type=int, default=64, help="drawn per problem; the largest k")
-    reason.add_argument("--problems", type=int, default=100, help="the first of the lab's 500 test problems")
+    problems = "the first of the lab's 500 test problems (default: 100 for reason, 150 for rlvr)"
+    reason.add_argument("--problems", type=int, default=argparse.SUPPRESS, help=problems)
+    rlvr = parser.add_argument_group("rlvr")
+    rlvr.add_argument("--steps", type=int, help="optimiser steps per method; default: the recipes'")
+    rlvr.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help="draws the rollouts")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
-    if args.job == "reason":
-        _reason(args)
-    else:
-        _unlearn(args)
+    {"unlearn": _unlearn, "reason": _reason, "rlvr": _rlvr}[args.job](args)
     return 0
 
 
@@ -65,7 +70,26 @@ def _reason(args: argparse.Namespace) -> None:
             seed=args.seeds[0],
             size=args.size,
             samples=args.samples,
-            problems=args.problems,
+            problems=getattr(args, "problems", ReasonDemoSettings.problems),
+            fresh=args.fresh,
+        )
+    )
+
+
+def _rlvr(args: argparse.Namespace) -> None:
+    from negpo.lab.rlvr_demo import RlvrSettings, run_rlvr_demo
+
+    run_rlvr_demo(
+        RlvrSettings(
+            out=getattr(args, "out", RlvrSettings.out),
+            seeds=tuple(args.seeds),
+            size=args.size,
+            methods=tuple(args.methods) if args.methods else RlvrSettings.methods,
+            steps=args.steps,
+            engine=args.engine,
+            problems=getattr(args, "problems", RlvrSettings.problems),
+            samples=args.samples,
+            workers=args.workers,
             fresh=args.fresh,
         )
     )

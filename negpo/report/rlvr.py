@@ -1,0 +1,308 @@
+"""The report of `negpo demo rlvr`: claims with verdicts, pass@k curves, training curves, mismatch, how to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from negpo.lab.rlvr_claims import (
+    BASE,
+    Claim,
+    Estimate,
+    Results,
+    all_wrong_shares,
+    curve,
+    drop_values,
+    entropy,
+    estimate,
+)
+from negpo.report._base import COLORS, MARKERS, Cell, Page, Picture, Table, as_picture, new_figure, render_page
+
+SECTIONS = [
+    ("Findings", "findings"),
+    ("pass@k", "curves"),
+    ("By level", "levels"),
+    ("Along training", "training"),
+    ("Mismatch", "mismatch"),
+    ("How to repeat it", "repeat"),
+]
+SMOOTHED = 5  # rollouts in the running mean of the training curves
+TONES = {"holds": "good", "open": "warn", "fails": "bad"}
+SIGNED = ("psr", "nsr", "w_reinforce")  # drawn apart from the group-normalised methods
+
+
+def render_rlvr_report(results: Results, found: Sequence[Claim], path: Path, *, command: str) -> Path:
+    """Write the page; returns its path."""
+    seeds = list(results.seeds)
+    base = results.runs(BASE)[0]
+    problems = len(base["problems"])
+    subtitle = (
+        f"{problems} test problems x {base['problems'][0]['n']} samples, {base['parameters'] / 1e3:.0f} thousand "
+        f"parameters, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    )
+    return render_page(
+        "rlvr.html",
+        path,
+        page=Page("Reinforcement learning from right and from wrong answers", subtitle, SECTIONS),
+        claims=found,
+        parts=parts_table(found),
+        curves=pass_curves(results),
+        numbers=numbers_table(results),
+        level_curves=level_curves(results),
+        levels=levels_table(results),
+        training=training_pictures(results),
+        mismatch=mismatch_table(results),
+        mismatch_curves=mismatch_curves(results),
+        commands=[command, *(shlex.join(results.runs(name)[0]["command"]) for name in results.names if name != BASE)],
+        settings=settings_table(results),
+        budget=budget_table(results),
+        versions=[f"{name} {version}" for name, version in base["versions"].items()],
+    )
+
+
+def _style(results: Results, name: str) -> dict[str, Any]:
+    if name == BASE:
+        return {"color": "black", "ls": "--"}
+    place = results.names.index(name) - 1
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
+
+
+def _cell(value: Estimate, form: str = "{:.3f}", tone: str = "") -> Cell:
+    """Value, and the interval below it."""
+    return Cell(form.format(value.value), f"{form.format(value.low)} to {form.format(value.high)}", tone)
+
+
+# ---- findings and numbers --------------------------------------------------------------------------------------------
+
+
+def parts_table(found: Sequence[Claim]) -> Table:
+    """Every measurable part of every claim with its interval, the seeds' values and the verdict."""
+    rows = []
+    for claim in found:
+        for part in claim.parts:
+            side = "above" if part.above else "below"
+            seeds = ", ".join(f"{value:+.3f}" for value in part.estimate.seeds)
+            rows.append(
+                [
+                    Cell(part.text),
+                    _cell(part.estimate, "{:+.3f}"),
+                    Cell(seeds),
+                    Cell(f"{side} {part.bound:g}"),
+                    Cell(part.verdict, tone=TONES[part.verdict]),
+                ]
+            )
+    caption = (
+        "95 % intervals of a bootstrap over seeds and over problems within each; both runs of a comparison answer the "
+        "same problems. A part holds or fails where its whole interval lies on one side of the bound, else it is open."
+    )
+    return Table(["measured", "value", "by seed", "claimed", "verdict"], rows, caption)
+
+
+def numbers_table(results: Results) -> Table:
+    """pass@k, entropy and displacement of every run."""
+    header = ["", *(f"pass@{k}" for k in results.ks), "entropy per token", "fall of right answers", "change of them"]
+    rows = []
+    for name in results.names:
+        cells = [_cell(value) for value in curve(results, name)] + [_cell(entropy(results, name))]
+        if name != BASE:
+            drops = [drop_values(run) for run in results.runs(name)]
+            cells += [_cell(estimate(drops)), _cell(estimate([table[:, 1:] for table in drops]), "{:+.3f}")]
+        rows.append([Cell(results.title(name), _stopped(results, name)), *cells])
+    caption = (
+        "Entropy in nats, from the samples of the test. Fall and change: log-prob of right answers that the model "
+        "before training gave to the test problems, nats per answer; the fall counts what became less likely only."
+    )
+    return Table(header, rows, caption)
+
+
+def _stopped(results: Results, name: str) -> str:
+    reasons = [] if name == BASE else [run["stopped"] for run in results.runs(name) if run["stopped"]]
+    return f"stopped early on {len(reasons)} seeds: {reasons[0]}" if reasons else ""
+
+
+def levels_table(results: Results) -> Table:
+    """pass@1 and pass@(largest k) of every run on every level."""
+    shares, last = all_wrong_shares(results), results.ks[-1]
+    rows = []
+    for name in results.names:
+        curves = [curve(results, name, level) for level in results.levels]
+        rows.append([Cell(results.title(name)), *(_cell(one[place]) for one in curves for place in (0, -1))])
+    header = ["", *(f"{level}, pass@{k}" for level in results.levels for k in (1, last))]
+    found = ", ".join(f"{level} {share:.0%}" for level, share in shares.items())
+    return Table(header, rows, f"Groups that are all wrong before training: {found}.")
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _draw_curve(axis: Any, results: Results, name: str, *, band: bool, level: str | None = None) -> None:
+    estimates, style = curve(results, name, level), _style(results, name)
+    axis.plot(results.ks, [one.value for one in estimates], **style, ms=4, lw=1.4, label=results.title(name))
+    if band:
+        low, high = [one.low for one in estimates], [one.high for one in estimates]
+        axis.fill_between(results.ks, low, high, color=style["color"], alpha=0.12, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="k", ylim=(0, 1.01))
+
+
+def pass_curves(results: Results) -> Picture:
+    """pass@k with bands: signed methods on the left, group-normalised ones on the right, before in both."""
+    figure, axes = new_figure(2, width=11.5, height=4.8)
+    for axis, signed in zip(axes, (True, False), strict=True):
+        for name in results.names:
+            if name == BASE or (name in SIGNED) == signed:
+                _draw_curve(axis, results, name, band=True)
+        axis.set(ylabel="pass@k")
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
+    caption = "Unbiased pass@k; bands are 95 % intervals over seeds and problems. Dashed: before training."
+    return as_picture(figure, "pass@k before and after training", caption)
+
+
+def level_curves(results: Results) -> Picture:
+    """pass@k per level, one panel each."""
+    figure, axes = new_figure(len(results.levels), width=2.9 * len(results.levels) + 1.2, height=3.4)
+    for axis, level in zip(np.atleast_1d(axes), results.levels, strict=True):
+        for name in results.names:
+            _draw_curve(axis, results, name, band=False, level=level)
+        axis.set_title(level, fontsize=10)
+    np.atleast_1d(axes)[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return as_picture(figure, "pass@k by level", "The same by level, without bands.")
+
+
+def _lines(results: Results, axis: Any, series: Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]]):
+    """Mean over seeds of a series of every run, with the range over seeds as a band."""
+    for name in results.names:
+        pairs = [] if name == BASE else [series(run) for run in results.runs(name)]
+        shared = min((len(values) for _, values in pairs), default=0)
+        if not shared:
+            continue
+        table = np.array([values[:shared] for _, values in pairs], dtype=np.float64)
+        color = _style(results, name)["color"]
+        axis.plot(pairs[0][0][:shared], table.mean(0), color=color, lw=1.4, label=results.title(name))
+        if len(table) > 1:
+            axis.fill_between(pairs[0][0][:shared], table.min(0), table.max(0), color=color, alpha=0.10, lw=0)
+
+
+def _rollouts(quantity: str) -> Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]]:
+    def series(run: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+        values = np.array([rollout[quantity] for rollout in run["rollouts"]])
+        width = min(SMOOTHED, len(values))
+        smooth = np.convolve(values, np.full(width, 1 / width), mode="valid")
+        return list(range(width, len(values) + 1)), smooth.tolist()
+
+    return series
+
+
+def _probe(run: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+    points = run["probe"]["curve"]
+    return [point["step"] for point in points], [point["mean"] for point in points]
+
+
+def training_pictures(results: Results) -> list[Picture]:
+    """Entropy, accuracy and displacement; then diversity, style and dead groups."""
+    smooth = f"running mean over {SMOOTHED} rollouts; bands span the seeds"
+    figure, axes = new_figure(3, width=14.5, height=4.0)
+    panels = [("entropy", "entropy per token of rollouts (nats)"), ("right", "share of right answers in rollouts")]
+    for axis, (quantity, title) in zip(axes, panels, strict=False):
+        _lines(results, axis, _rollouts(quantity))
+        axis.set(xlabel="rollout", title=title)
+    _lines(results, axes[2], _probe)
+    axes[2].set(xlabel="optimiser step", title="right answers of before: change of log-prob")
+    axes[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    first = as_picture(
+        figure,
+        "entropy, accuracy and displacement along training",
+        f"All answers of all rollouts, trained on or not: {smooth}. Right: nats per answer, on test problems.",
+    )
+    figure, axes = new_figure(3, width=14.5, height=4.0)
+    panels = [
+        ("distinct", "different answers in a group (share)"),
+        ("works", "answers that work the problem out (share)"),
+        ("all_wrong", "groups without a right answer (share)"),
+    ]
+    for axis, (quantity, title) in zip(axes, panels, strict=True):
+        _lines(results, axis, _rollouts(quantity))
+        axis.set(xlabel="rollout", title=title)
+    axes[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return [first, as_picture(figure, "what the answers look like along training", f"From the rollouts: {smooth}.")]
+
+
+# ---- mismatch --------------------------------------------------------------------------------------------------------
+
+
+def _logged(run: Mapping[str, Any], name: str) -> list[tuple[int, float]]:
+    return [(entry["step"], float(entry[name])) for entry in run["training_log"] if name in entry]
+
+
+def mismatch_curves(results: Results) -> Picture | None:
+    """Mean gap between sampling and training log-probs after each sync; None where the trainer's model samples."""
+    runs = [(name, run) for name in results.names if name != BASE for run in results.runs(name)[:1]]
+    if not any(_logged(run, "sync/max_gap") for _, run in runs):
+        return None
+    figure, axis = new_figure(width=8.6, height=3.8)
+    for name, run in runs:
+        points = [(step, value) for step, value in _logged(run, "mismatch/mean") if value > 0]
+        if points:
+            axis.plot(
+                *zip(*points, strict=True), color=_style(results, name)["color"], lw=1.3, label=results.title(name)
+            )
+    axis.set(xlabel="optimiser step", ylabel="mean |gap| per token (nats)", yscale="log")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return as_picture(figure, "sampling against training log-probs", "First seed, after every weight sync.")
+
+
+def mismatch_table(results: Results) -> Table:
+    """Largest and mean gaps of every run, all seeds together."""
+    columns = {
+        "mean gap per token": ("mismatch/mean", np.mean),
+        "largest gap": ("mismatch/max", np.max),
+        "KL(sampling || training)": ("mismatch/kl", np.mean),
+        "largest gap of a sync's proof": ("sync/max_gap", np.max),
+        "seconds per sync": ("sync/seconds", np.mean),
+    }
+    rows = []
+    for name in results.names:
+        if name == BASE:
+            continue
+        cells = [Cell(results.title(name))]
+        for metric, reduce in columns.values():
+            values = [value for run in results.runs(name) for _, value in _logged(run, metric)]
+            cells.append(Cell(f"{reduce(values):.2g}" if values else "–"))
+        rows.append(cells)
+    caption = (
+        "Log-probs of the same tokens from the engine that drew them and from the training pass, nats. The embedded "
+        "engine decodes with the trained weights themselves, so it has no sync; another engine proves every sync by "
+        "scoring the same tokens as the trainer."
+    )
+    return Table(["", *columns], rows, caption)
+
+
+# ---- how to repeat it ------------------------------------------------------------------------------------------------
+
+
+def settings_table(results: Results) -> Table:
+    """Settings of every run, one column each."""
+    runs = [results.runs(name)[0] for name in results.names if name != BASE]
+    names = dict.fromkeys(name for run in runs for name in run["config"])
+    rows = [[Cell(name), *(Cell(str(run["config"].get(name, "–"))) for run in runs)] for name in names]
+    return Table(["setting", *(run["title"] for run in runs)], rows)
+
+
+def budget_table(results: Results) -> Table:
+    """Prompts and samples drawn, whether they are those of the first run, and seconds."""
+    rows = []
+    first = results.runs(results.names[1])
+    for name in results.names[1:]:
+        runs = results.runs(name)
+        same = all(one["prompts"] == other["prompts"] for one, other in zip(runs, first, strict=True))
+        drawn = sum(rollout["samples"] for run in runs for rollout in run["rollouts"])
+        seconds = [sum(run["seconds"][part] for run in runs) / len(runs) for part in ("training", "evaluation")]
+        cells = [str(sum(run["prompts"]["count"] for run in runs)), str(drawn), "yes" if same else "no"]
+        cells += [f"{value:.0f}" for value in seconds]
+        rows.append([Cell(results.title(name)), *map(Cell, cells)])
+    header = ["", "prompts", "samples", f"same prompts as {results.title(results.names[1])}"]
+    return Table([*header, "training (s per seed)", "evaluation (s per seed)"], rows)
