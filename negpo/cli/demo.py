@@ -7,7 +7,7 @@ from pathlib import Path
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="the main job: lab, unlearning with every method, one report; reason: pass@k of a lab model; rlvr: RL methods",
+        help="the main job: lab, unlearning with every method, report; reason: pass@k of a lab model; rlvr: RL methods",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -163,7 +163,7 @@ def _print(results: Results, found: list[Claim], report: Path) -> None:
     from rich.text import Text
 
     console = Console()
-    header = ["pass@k (%), k =", *map(str, results.ks), "entropy", "fall"]
+    header = ["pass@k (%)", *map(str, results.ks), "entropy", "fall"]
     table = Table(*header, title="with 95 % intervals over seeds and problems", title_justify="left", padding=(0, 0))
     for name in results.names:
         falls = [] if name == BASE else [estimate([drop_values(run) for run in results.runs(name)])]
