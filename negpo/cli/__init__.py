@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import data, demo, doctor, eval, lab, report, reproduce, train
+from negpo.cli import audit, data, demo, doctor, eval, lab, report, reproduce, train
 from negpo.errors import NegpoError
 
 COMMANDS = {
@@ -17,6 +17,7 @@ COMMANDS = {
     "data": data,
     "train": train,
     "eval": eval,
+    "audit": audit,
     "report": report,
     "lab": lab,
     "reproduce": reproduce,
