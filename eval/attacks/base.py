@@ -54,7 +54,11 @@ class AttackData:
         if not self.forget:
             raise DataError("the forget set is empty: there is nothing that an attack could bring back")
         for name in ("forget", "retain", "holdout"):
+            taken: set[int] = set()
             for item in getattr(self, name):
+                if item.index in taken:
+                    raise DataError("the index is taken by another item", file=name, row=item.index)
+                taken.add(item.index)
                 for key in ("question", "answer"):
                     if not getattr(item, key).strip():
                         raise DataError("the text is empty", file=name, row=item.index, field=key)
@@ -93,8 +97,9 @@ class AttackResult:
 
     name: of the attack. settings: everything that decides the numbers, seed included. headline: the name of ``value``
     in ``measures``. value: recovered knowledge in [0, 1], larger = more leaked; low, high: its 95 % bootstrap interval
-    over items. measures: further means by name as [mean, low, high]. curves: by name, rows of [x, y, low, high].
-    per_item: one row per item with its ``index``. notes: what a reader must know before trusting the value.
+    over items. measures: all means by name as [mean, low, high]. curves: by name, rows of [x, y, low, high]. per_item:
+    one row per item with its ``index``; ``value`` is the mean of the rows that have a ``value``. notes: what a reader
+    must know before trusting the value.
     """
 
     name: str
