@@ -233,7 +233,7 @@ def _entropy_claim(results: Results) -> Claim:
     )
     notes = (
         _change(results, ("psr", "nsr"), "distinct", "Share of a group's answers that differ"),
-        _change(results, ("psr", "nsr"), "works", "Share of answers that work the problem out"),
+        _change(results, ("psr", "nsr"), "complete", "Share of answers that carry out every operation"),
     )
     return Claim(f"NSR keeps entropy and pass@{k}, PSR loses both (arXiv 2506.01347)", parts, notes)
 

@@ -238,6 +238,8 @@ class ProbeHistory:
 
 def train(run: Run, plan: Plan) -> None:
     """Train with the shipped trainer and recipe, evaluate, write `results.json` and the model."""
+    from transformers import PrinterCallback
+
     from negpo.trainers import _script_rl
 
     lab, folder = plan.lab(), plan.place / run.name
@@ -250,6 +252,7 @@ def train(run: Run, plan: Plan) -> None:
     watched = WatchedEngine(trainer.source.engine, tokenizer, known_problems(lab))
     trainer.set_up_rollouts(watched)
     history = ProbeHistory(plan.place / BASE, tokenizer.pad_token_id, watched, run)
+    trainer.remove_callback(PrinterCallback)  # every step's log is kept in the result
     trainer.add_callback(history.callback())
     started, stopped = time.perf_counter(), ""
     try:
@@ -284,7 +287,12 @@ def train(run: Run, plan: Plan) -> None:
 def known_problems(lab: ArithmeticLabPaths) -> dict[str, Known]:
     """Training problems by their prompt."""
     rows = read_jsonl(lab.data / "train.jsonl")
-    return {PROMPT.format(question=row["problem"]): Known(row["answer"], row["level"]) for row in rows}
+    return {PROMPT.format(question=row["problem"]): _known(row) for row in rows}
+
+
+def _known(row: dict[str, str]) -> Known:
+    """The worked solution writes one equation per operation."""
+    return Known(row["answer"], row["level"], row["solution"].count("="))
 
 
 def fingerprint(texts: Sequence[str]) -> str:

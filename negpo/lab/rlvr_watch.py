@@ -23,10 +23,11 @@ PROBE_BATCH = 256  # rows scored at once
 
 @dataclass(frozen=True)
 class Known:
-    """Gold answer and level of a problem, found by its prompt."""
+    """Gold answer, level and number of operations of a problem, found by its prompt."""
 
     gold: str
     level: str
+    operations: int
 
 
 class WatchedEngine:
@@ -51,30 +52,25 @@ class WatchedEngine:
     def _summary(self, prompts: Sequence[str], groups: Sequence[Sequence[Sample]]) -> dict[str, Any]:
         levels: dict[str, list[dict[str, float]]] = defaultdict(list)
         for prompt, group in zip(prompts, groups, strict=True):
-            levels[self.known[prompt].level].append(self._group(self.known[prompt].gold, group))
+            levels[self.known[prompt].level].append(self._group(self.known[prompt], group))
         every = [group for members in levels.values() for group in members]
         return {"samples": sum(map(len, groups)), **_means(every)} | {
             "levels": {level: _means(members) for level, members in sorted(levels.items())}
         }
 
-    def _group(self, gold: str, group: Sequence[Sample]) -> dict[str, float]:
+    def _group(self, known: Known, group: Sequence[Sample]) -> dict[str, float]:
         """One group of answers. Golds are plain integers, so equality of the boxed text is the verifier's verdict."""
         texts = [self.tokenizer.decode(sample.token_ids, skip_special_tokens=True) for sample in group]
-        right = [last_box(text) == gold for text in texts]
+        right = [last_box(text) == known.gold for text in texts]
         return {
             "right": float(np.mean(right)),
             "all_wrong": float(not any(right)),
             "all_right": float(all(right)),
-            "works": float(np.mean([shows_work(text) for text in texts])),
+            "complete": float(np.mean([text.count("=") >= known.operations for text in texts])),
             "distinct": len(set(texts)) / len(texts),
             "logp": float(np.mean([sum(sample.logprobs) for sample in group])),
             "tokens": float(np.mean([len(sample.token_ids) for sample in group])),
         }
-
-
-def shows_work(text: str) -> bool:
-    """Whether an answer works the problem out instead of naming a result at once."""
-    return "=" in text
 
 
 def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:

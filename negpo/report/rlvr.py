@@ -146,6 +146,7 @@ def _draw_curve(axis: Any, results: Results, name: str, *, band: bool, level: st
         low, high = [one.low for one in estimates], [one.high for one in estimates]
         axis.fill_between(results.ks, low, high, color=style["color"], alpha=0.12, lw=0)
     axis.set_xscale("log", base=2)
+    axis.set_xticks(results.ks, map(str, results.ks))
     axis.set(xlabel="k", ylim=(0, 1.01))
 
 
@@ -221,7 +222,7 @@ def training_pictures(results: Results) -> list[Picture]:
     figure, axes = new_figure(3, width=14.5, height=4.0)
     panels = [
         ("distinct", "different answers in a group (share)"),
-        ("works", "answers that work the problem out (share)"),
+        ("complete", "answers with every operation (share)"),
         ("all_wrong", "groups without a right answer (share)"),
     ]
     for axis, (quantity, title) in zip(axes, panels, strict=True):

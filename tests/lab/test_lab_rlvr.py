@@ -1,0 +1,104 @@
+"""The whole `negpo demo rlvr` on a tiny lab: nothing is learnt, every part runs, finished work is kept."""
+
+import json
+import re
+
+import pytest
+
+from negpo.errors import ConfigError
+from negpo.lab.rlvr_demo import TUNING_SEEDS, RlvrSettings, run_rlvr_demo
+from negpo.lab.rlvr_runs import RUNS, Plan
+
+METHODS = ("nsr", "psr", "ngrpo", "grpo")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Settings of a finished demo: two rollouts of every method, 10 problems with 8 samples."""
+    out = tmp_path_factory.mktemp("rlvr")
+    settings = RlvrSettings(out=out, size="tiny", methods=METHODS, steps=8, problems=10, samples=8)
+    run_rlvr_demo(settings)
+    return settings
+
+
+def result(demo, name):
+    return json.loads((demo.out / "seed0" / name / "results.json").read_text(encoding="utf-8"))
+
+
+def test_all_methods_draw_the_same_number_of_samples_for_the_same_prompts(demo):
+    results = [result(demo, name) for name in METHODS]
+    assert {one["prompts"]["sha256"] for one in results} == {results[0]["prompts"]["sha256"]}
+    assert {one["prompts"]["count"] for one in results} == {32}
+    assert {tuple(rollout["samples"] for rollout in one["rollouts"]) for one in results} == {(256, 256)}
+    assert [one["steps"] for one in results] == [8] * len(METHODS)
+
+
+def test_a_run_keeps_its_evaluation_its_log_its_model_and_the_command_that_repeats_it(demo):
+    run = result(demo, "psr")
+    assert [row["n"] for row in run["problems"]] == [8] * 10
+    assert {row["level"] for row in run["problems"]} == {f"Level {number}" for number in range(1, 6)}
+    assert run["command"][:5] == ["negpo", "train", "nsr", "--config", "nsr/lab_psr"]
+    assert run["config"]["preset"] == "psr"
+    assert any("mismatch/mean" in entry for entry in run["training_log"])
+    assert (demo.out / "seed0" / "psr" / "model" / "model.safetensors").exists()
+
+
+def test_the_rollouts_are_described_over_all_answers_and_by_level(demo):
+    for rollout in result(demo, "nsr")["rollouts"]:
+        assert rollout["entropy"] > 0
+        assert 0 <= rollout["right"] <= 1
+        assert set(rollout["levels"]) <= {f"Level {number}" for number in range(1, 6)}
+
+
+def test_the_report_has_every_method_and_no_external_part(demo):
+    html = (demo.out / "report.html").read_text(encoding="utf-8")
+    assert all(RUNS[name].title in html for name in METHODS)
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", html)
+    assert html.count("data:image/png") == 4
+
+
+def test_the_summary_states_every_claim_with_an_interval_and_a_verdict(demo):
+    summary = json.loads((demo.out / "rlvr.json").read_text(encoding="utf-8"))
+    assert len(summary["claims"]) == 2
+    for part in (part for claim in summary["claims"] for part in claim["parts"]):
+        assert part["estimate"]["low"] <= part["estimate"]["value"] <= part["estimate"]["high"]
+        assert part["verdict"] in ("holds", "open", "fails")
+    assert set(summary["runs"]["nsr"]["pass_at_k"]) == {"1", "2", "4", "8"}
+
+
+def test_a_second_call_does_only_what_is_missing(demo):
+    def times():
+        return {path.parent.name: path.stat().st_mtime_ns for path in demo.out.glob("seed0/*/results.json")}
+
+    before = times()
+    (demo.out / "seed0" / "grpo" / "results.json").unlink()
+    run_rlvr_demo(demo)
+    after = times()
+    assert {name for name in before if before[name] != after[name]} == {"grpo"}
+
+
+def test_results_of_other_settings_are_not_taken_for_finished(demo):
+    plan = demo.plan(0)
+    assert plan.finished("nsr")
+    for changed in ({"steps": 9}, {"engine": "vllm"}, {"problems": 11}, {"samples": 9}):
+        assert not Plan(**{**vars(plan), **changed}).finished("nsr")
+
+
+def test_the_model_before_training_does_not_depend_on_how_training_goes(demo):
+    assert Plan(**{**vars(demo.plan(0)), "steps": 9, "engine": "vllm"}).finished("base")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"seeds": (0, TUNING_SEEDS[0])}, "tuned"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"methods": ("ppo",)}, "ppo.*psr"),
+        ({"engine": "sglang"}, "sglang"),
+        ({"steps": 0}, "steps is 0"),
+        ({"samples": 0}, "samples is 0"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(wrong, words):
+    with pytest.raises(ConfigError, match=words):
+        RlvrSettings(**wrong)
