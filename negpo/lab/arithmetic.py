@@ -1,15 +1,15 @@
-"""The arithmetic world: problems in the MATH schema, and worked answers of known imperfection.
+"""The arithmetic world: problems in the MATH schema, and answers that go wrong in known ways with known probabilities.
 
-A problem asks for the value of a chain of sums and differences; its level (1 to 5) is how long the chain is. Training
-answers come in two *styles* and carry *slips*, both drawn with known probabilities, so the model trained on them is a
-sampler whose accuracy falls with the level and whose wrong answers look like wrong answers:
+A problem asks for the value of a chain of sums and differences; its level (1 to 5) is how long the chain is. An answer
+writes out one operation after the other and boxes the last result. Training answers are written in two manners, drawn
+with the same probability at every level:
 
-* ``direct`` boxes a result at once. It is the usual style at every level, and a guess from level 3 on.
-* ``steps`` works the chain out operation by operation. It is rare, and right unless one of its steps slips.
+* ``hasty`` boxes the result of the first operation. That is right where there is only one, or where the others add
+  nothing, so on most easy questions, and never on the two hardest levels.
+* ``worked`` goes on to the end, but stops early with a probability that grows with the level.
 
-Nothing in the question tells which style is needed. Rewarding what was right therefore strengthens the direct style
-everywhere, because easy questions are plentiful, while punishing what was wrong weakens it where it fails; that is the
-difference between positive and negative reinforcement this world is made to show.
+A model trained on them is a sampler whose accuracy falls from nearly always to almost never. No result in the training
+data is wrong: every mistake is a chain that ends too soon, and it shares its beginning with the right answer.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ PROMPT = "Question: {question}\nAnswer:"
 
 @dataclass(frozen=True)
 class LevelShape:
-    """How questions of one level look and how often training answers to them go wrong.
+    """How questions of one level look and how often worked answers to them stop early.
 
-    operations: length of the chain; direct_slip: probability that a direct result is a blind guess; step_slip:
-    probability that the result of one step is off by one, two or ten.
+    operations: length of the chain; idle: probability that all operations after the first add or subtract 0;
+    stop: probability that a worked answer ends after an operation that is not the last one.
     """
 
     operations: int
-    direct_slip: float
-    step_slip: float
+    idle: float
+    stop: float
 
 
 SHAPES: dict[int, LevelShape] = {
-    1: LevelShape(1, 0.02, 0.02),
-    2: LevelShape(2, 0.10, 0.02),
-    3: LevelShape(3, 0.50, 0.03),
-    4: LevelShape(4, 0.95, 0.05),
-    5: LevelShape(8, 1.00, 0.20),
+    1: LevelShape(1, 0.0, 0.0),
+    2: LevelShape(2, 0.85, 0.02),
+    3: LevelShape(3, 0.35, 0.08),
+    4: LevelShape(4, 0.0, 0.15),
+    5: LevelShape(5, 0.0, 0.45),
 }
-# Running values have two digits, so columns stay in place, and changes are at most 4: this is what keeps the number of
-# facts about the last digit at 80, which a model of 125,000 parameters learns in seconds (9: not in a minute).
-SMALLEST, LARGEST, CHANGE = 10, 99, 4
-STEPS_SHARE = 0.3
+# Running values have two digits, so columns stay in place, and changes are at most 3: that leaves 70 facts about the
+# last digit, which a model of 125,000 parameters learns in 20 seconds (with 4 it needs more than twice as long).
+SMALLEST, LARGEST, CHANGE = 10, 99, 3
+WORKED_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,20 @@ def _apply(total: int, op: str, value: int) -> int:
 
 
 def make_problem(level: int, rng: random.Random) -> ArithmeticProblem:
-    """A problem whose running value always has two digits and changes by at most `CHANGE`."""
+    """A problem whose running values have two digits; unless idle, operations after the first change the result."""
+    shape = SHAPES[level]
+    idle = rng.random() < shape.idle
+    while True:
+        problem = _draw(level, shape.operations, idle, rng)
+        if idle or level == 1 or problem.totals[0] != problem.totals[-1]:
+            return problem
+
+
+def _draw(level: int, operations: int, idle: bool, rng: random.Random) -> ArithmeticProblem:
     operands, operators = [rng.randint(SMALLEST, LARGEST)], []
     total = operands[0]
-    for _ in range(SHAPES[level].operations):
-        value = rng.randint(1, CHANGE)
+    for position in range(operations):
+        value = 0 if idle and position > 0 else rng.randint(1, CHANGE)
         op = rng.choice([op for op in "+-" if SMALLEST <= _apply(total, op, value) <= LARGEST])
         operators.append(op)
         operands.append(value)
@@ -117,39 +126,25 @@ def make_problems(count: int, seed: int, *, levels: tuple[int, ...] = LEVELS) ->
 
 
 def make_answer(problem: ArithmeticProblem, rng: random.Random) -> str:
-    """A training answer: a style and slips drawn with the level's probabilities."""
-    shape = SHAPES[problem.level]
-    if rng.random() < STEPS_SHARE:
-        return _steps(problem, rng, slip=shape.step_slip)
-    if rng.random() >= shape.direct_slip:
-        return direct(problem)
-    guesses = [guess for guess in range(SMALLEST, LARGEST + 1) if guess != problem.totals[-1]]
-    return f" \\boxed{{{rng.choice(guesses)}}}"
-
-
-def direct(problem: ArithmeticProblem) -> str:
-    """The right answer in the direct style."""
-    return f" \\boxed{{{problem.answer}}}"
+    """A training answer: hasty or worked, and where it stops, drawn with the level's probabilities."""
+    if rng.random() >= WORKED_SHARE:
+        return answer_after(problem, 1)
+    operations = 1
+    while operations < len(problem.operators) and rng.random() >= SHAPES[problem.level].stop:
+        operations += 1
+    return answer_after(problem, operations)
 
 
 def worked(problem: ArithmeticProblem) -> str:
-    """The right answer in the style of steps."""
-    return _steps(problem, random.Random(0), slip=0.0)
+    """The right answer, every operation written out."""
+    return answer_after(problem, len(problem.operators))
 
 
-def _steps(problem: ArithmeticProblem, rng: random.Random, *, slip: float) -> str:
-    """` 23-4=19,19+2=21 \\boxed{21}`; a slip changes one result, and the chain goes on from the wrong value."""
+def answer_after(problem: ArithmeticProblem, operations: int) -> str:
+    """The answer that boxes the running value after `operations` operations: ` 23-3=20,20+2=22 \\boxed{22}`."""
     total, lines = problem.operands[0], []
-    for op, value in zip(problem.operators, problem.operands[1:], strict=True):
+    for op, value in list(zip(problem.operators, problem.operands[1:], strict=True))[:operations]:
         result = _apply(total, op, value)
-        if rng.random() < slip:
-            result = _off(result, rng)
         lines.append(f"{total}{op}{value}={result}")
         total = result
     return f" {','.join(lines)} \\boxed{{{total}}}"
-
-
-def _off(value: int, rng: random.Random) -> int:
-    """A wrong value off by one, two or ten, of two digits unless earlier slips have led too far away."""
-    wrong = [value + by for by in (-10, -2, -1, 1, 2, 10)]
-    return rng.choice([result for result in wrong if SMALLEST <= result <= LARGEST] or wrong)

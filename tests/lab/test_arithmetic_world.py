@@ -1,4 +1,4 @@
-"""The arithmetic world: questions, answers of known imperfection, rows in the MATH schema."""
+"""The arithmetic world: questions, answers that stop too soon at known rates, rows in the MATH schema."""
 
 import random
 import re
@@ -11,7 +11,7 @@ from negpo.lab.arithmetic import (
     LEVELS,
     SHAPES,
     SMALLEST,
-    STEPS_SHARE,
+    WORKED_SHARE,
     ArithmeticProblem,
     make_answer,
     make_problem,
@@ -71,27 +71,32 @@ def test_rows_follow_the_math_schema_and_their_solution_earns_a_correct_verdict(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_styles_and_slips_come_at_the_stated_rates(level):
-    answers = answers_of(level, random.Random(10 + level))
-    steps = [pair for pair in answers if "=" in pair[1]]
-    direct = [pair for pair in answers if "=" not in pair[1]]
-    assert near(len(steps) / DRAWS, STEPS_SHARE, DRAWS)
-    wrong = sum(not is_right(*pair) for pair in direct) / len(direct)
-    assert near(wrong, SHAPES[level].direct_slip, len(direct))
-    lines = [line for _, answer in steps for line in re.findall(r"(\d+)([+x-])(\d+)=(\d+)", answer)]
-    slips = sum(
-        {"+": int(a) + int(b), "-": int(a) - int(b), "x": int(a) * int(b)}[op] != int(c) for a, op, b, c in lines
-    )
-    assert near(slips / len(lines), SHAPES[level].step_slip, len(lines))
+def test_answers_stop_after_every_operation_at_the_stated_rates(level):
+    shape = SHAPES[level]
+    lengths = [len(LINE.findall(answer)) for _, answer in answers_of(level, random.Random(10 + level))]
+    complete = WORKED_SHARE * (1 - shape.stop) ** (shape.operations - 1)
+    first = 1 - WORKED_SHARE + WORKED_SHARE * shape.stop
+    if level == 1:
+        assert set(lengths) == {1}
+    else:
+        assert near(lengths.count(1) / DRAWS, first, DRAWS)
+        assert near(lengths.count(shape.operations) / DRAWS, complete, DRAWS)
 
 
-def test_a_slip_is_carried_on_to_the_box():
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_hasty_answer_is_right_only_where_the_other_operations_add_nothing(level):
+    hasty = [pair for pair in answers_of(level, random.Random(20 + level)) if len(LINE.findall(pair[1])) == 1]
+    right = sum(is_right(*pair) for pair in hasty) / len(hasty)
+    assert right == 1 if level == 1 else near(right, SHAPES[level].idle, len(hasty))
+
+
+def test_every_line_calculates_right_and_goes_on_from_the_one_before():
     for problem, answer in answers_of(5, random.Random(0)):
-        if "=" in answer:
-            first, *later = LINE.findall(answer)
-            assert first[0] == str(problem.operands[0])
-            assert all(line[0] == before[2] for before, line in pairwise([first, *later]))
-            assert answer.endswith(f"\\boxed{{{[first, *later][-1][2]}}}")
+        first, *later = LINE.findall(answer)
+        assert first[0] == str(problem.operands[0])
+        assert all(int(total) + int(change) == int(result) for total, change, result in [first, *later])
+        assert all(line[0] == before[2] for before, line in pairwise([first, *later]))
+        assert answer.endswith(f"\\boxed{{{[first, *later][-1][2]}}}")
 
 
 def test_the_corpus_keeps_away_from_excluded_problems():
