@@ -11,18 +11,36 @@ from negpo.data.qa import QATemplate
 from negpo.errors import NegpoError
 from negpo.eval.attacks import Attack, AttackResult
 from negpo.eval.attacks.base import AttackData
+from negpo.eval.attacks.probe import LinearProbe, LogitLens
+from negpo.eval.attacks.prompting import Prompting
 from negpo.eval.attacks.quantise import Quantise
+from negpo.eval.attacks.relearn import Relearn
+from negpo.eval.attacks.sampling import Sample
 from negpo.eval.audit.lines import LineKind
 from negpo.eval.audit.resampling import Counts, Estimate, Resampler
 from negpo.eval.audit.settings import AuditSettings
 
+RELEARN_ROWS, SHOTS, FOLDS = 10, 4, 5  # fewer where the forget set is small: something must be left to measure
 
-def audit_attacks(settings: AuditSettings) -> list[Attack]:
-    """The attacks of the suite, most expensive first; none but in the full suite."""
+
+def audit_attacks(settings: AuditSettings, forget_rows: int) -> list[Attack]:
+    """The attacks of the suite for a forget set of so many rows, most expensive first; none but in the full suite."""
     if not settings.attacked:
         return []
-    limits: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "batching": settings.batching}
-    return [Quantise(bits=8, **limits), Quantise(bits=4, **limits)]
+    reading: dict[str, Any] = {"batching": settings.batching}
+    asking = reading | {"max_new_tokens": settings.max_new_tokens}
+    rows = max(1, min(RELEARN_ROWS, forget_rows // 4))
+    return [
+        Relearn(source="forget", k=rows, **asking),
+        Relearn(source="paraphrase", k=rows, **asking),
+        Relearn(source="retain", k=None, **asking),
+        Prompting(shots=max(1, min(SHOTS, forget_rows - 1)), **asking),
+        Sample(**asking),
+        Quantise(bits=8, **asking),
+        Quantise(bits=4, **asking),
+        LinearProbe(folds=max(2, min(FOLDS, forget_rows // 2)), **reading),
+        LogitLens(**reading),
+    ]
 
 
 def attack_identity(attack: Attack, seed: int) -> dict[str, Any]:
@@ -49,8 +67,9 @@ def line_kind(attack: Attack) -> LineKind:
 
 def attack_estimate(result: AttackResult, resampler: Resampler) -> Estimate:
     """The result with draws on the audit's own resamples of the forget rows, paired between models."""
-    rows = [row["index"] for row in result.per_item]
-    values = np.array([float(row["value"]) for row in result.per_item])
+    measured = [row for row in result.per_item if "value" in row]  # relearning leaves out what it trained on
+    rows = [row["index"] for row in measured]
+    values = np.array([float(row["value"]) for row in measured])
 
     def statistic(counts: Counts) -> np.ndarray:
         chosen = counts["forget"][:, rows]

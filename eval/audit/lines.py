@@ -153,7 +153,7 @@ def _keep(model: Estimate, retain: Estimate, target: Estimate, settings: AuditSe
 def _within(excess: np.ndarray, resampler: Resampler, beyond: str) -> tuple[bool, str]:
     """Whether the interval of an excess over the allowed ends at or below zero; else whether it lies above it."""
     low, high = resampler.ends(excess)
-    return bool(high <= 0), "" if high <= 0 else beyond if low > 0 else "not shown: the interval reaches the limit"
+    return bool(high <= 0), "" if high <= 0 else beyond if low > 0 else "undecided: the interval crosses the margin"
 
 
 _RULES = {"test": _test, "leak": _leak, "equal": _equal, "keep": _keep}

@@ -55,7 +55,8 @@ class Plan:
             answers[answer.set].append(answer)
         for prompt in encoder.prompts(data):
             prompts[prompt.set].append(prompt)
-        return cls(data, settings, template, template.hash(tokenizer), answers, prompts, audit_attacks(settings))
+        attacks = audit_attacks(settings, len(data.sets["forget"]))
+        return cls(data, settings, template, template.hash(tokenizer), answers, prompts, attacks)
 
     @property
     def encoded(self) -> list[list[int]]:

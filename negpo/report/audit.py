@@ -1,7 +1,228 @@
-"""The report of an audit (stub for the first run)."""
+"""The report of an audit: verdicts, pictures, attacks, worst examples, and what everything was computed from."""
 
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from negpo.report import audit_figures as figures
+from negpo.report._base import Cell, Page, Table, render_page
+from negpo.report.unlearning import number
+
+GROUPS = {
+    "forgotten": ("Forgotten", "Is it gone, as far as plain questions and membership inference can tell?"),
+    "preserved": ("Preserved", "What else went?"),
+    "robust": ("Robust", "Is it really gone? Each line is one attack and what it brings back."),
+}
+SECTIONS = [
+    ("Verdicts", "verdicts"),
+    ("Forgetting and utility", "utility"),
+    ("Membership", "membership"),
+    ("Attacks", "attacks"),
+    ("Worst examples", "worst"),
+    ("All numbers", "numbers"),
+    ("Manifest", "manifest"),
+]
+MARKS = {True: "pass", False: "fail", None: "cannot tell"}
+TONES = {True: "good", False: "bad", None: ""}
 
 
-def render_audit(path: Path) -> Path:
-    return path
+def render_audit(path: Path, out: Path | None = None) -> Path:
+    """Render ``audit.json`` at ``path``; default: ``report.html`` beside it. Returns the report's path."""
+    audit = json.loads(path.read_text(encoding="utf-8"))
+    manifest = audit["manifest"]
+    models = audit["models"]
+    rows = manifest["data"]["rows"]
+    subtitle = (
+        f"{len(models)} model{'s' if len(models) > 1 else ''}, suite {manifest['settings']['suite']}, "
+        f"{rows['forget']} forget rows ({manifest['data']['forget']}), seed {manifest['settings']['seed']}"
+    )
+    groups = [(*GROUPS[name], verdict_table(audit, name)) for name in GROUPS if _lines(models[0], name)]
+    pictures = {
+        name: getattr(figures, name)(audit) for name in ("forget_utility", "roc_curves", "relearning", "attack_bars")
+    }
+    context = {
+        "page": Page("Is it gone? An unlearning audit", subtitle, SECTIONS),
+        "cards": [card(model) for model in models],
+        "groups": groups,
+        "requirements": requirements_table(audit),
+        **pictures,
+        "membership": membership_table(audit),
+        "missing": sorted({f"{name}: {reason}" for model in models for name, reason in model["missing"].items()}),
+        "attack_notes": attack_notes(audit),
+        "worst": [
+            (model["label"], worst_table(model["worst"]["forget"]), worst_table(model["worst"]["preserved"]))
+            for model in models
+        ],
+        "numbers": numbers_table(audit),
+        "settings": [f"{key}: {value}" for key, value in manifest["settings"].items()],
+        "manifest": manifest_lines(manifest),
+        "seconds": seconds_table(audit),
+    }
+    return render_page("audit.html", out or path.with_name("report.html"), **context)
+
+
+def card(model: dict[str, Any]) -> dict[str, Any]:
+    """One model in a sentence: lines passed by group, and the ones it failed, by the way they failed."""
+    groups = {name: one for name, one in model["groups"].items() if one["told"]}
+    failed: dict[str, list[str]] = {}
+    for line in model["lines"]:
+        if line["passed"] is False:
+            failed.setdefault(line["note"] or "failed", []).append(line["title"])
+    headline = ", ".join(f"{name} {one['passed']}/{one['told']}" for name, one in groups.items())
+    return {
+        "title": model["label"],
+        "tone": "bad" if failed else "good",
+        "headline": headline or "nothing could be told",
+        "failed": [f"{how[0].upper()}{how[1:]}: {', '.join(titles)}." for how, titles in failed.items()],
+        "warnings": model["warnings"],
+    }
+
+
+def verdict_table(audit: dict[str, Any], group: str) -> Table:
+    """The lines of one group, all models side by side with the two controls; the caption spells out the rules."""
+    models = audit["models"]
+    header = ["line", *(model["label"] for model in models), "retain model", "target"]
+    rows = []
+    rules: dict[str, list[str]] = {}
+    for line in _lines(models[0], group):
+        rules.setdefault(line["rule"], []).append(line["title"])
+        twins = [_twin(model, line["metric"]) for model in models]
+        controls = [_control(line[name]) for name in ("retain", "target")]
+        limit = f"limit {number(float(line['limit']))}"
+        rows.append([Cell(line["title"], limit), *(_verdict(twin) for twin in twins), *controls])
+    everything = len(rules) == 1
+    spelt = [f"{'Rule' if everything else ', '.join(titles)}: {rule}." for rule, titles in rules.items()]
+    return Table(header, rows, " ".join(spelt))
+
+
+def _lines(model: dict[str, Any], group: str) -> list[dict[str, Any]]:
+    return [line for line in model["lines"] if line["group"] == group]
+
+
+def _twin(model: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    return next((line for line in model["lines"] if line["metric"] == metric), None)
+
+
+def _verdict(line: dict[str, Any] | None) -> Cell:
+    if line is None:
+        return Cell("–", "not measured")
+    notes = [interval(line)]
+    share = float(line["share"])
+    if line["type"] == "leak" and share > 0:
+        notes.append(f"{share:.0%} of the way to the target")
+    return Cell(
+        f"{MARKS[line['passed']]} {number(float(line['value']))}",
+        "; ".join([*notes, *filter(None, [line["note"]])]),
+        TONES[line["passed"]],
+    )
+
+
+def _control(one: dict[str, Any]) -> Cell:
+    return Cell(number(float(one["value"])), interval(one))
+
+
+def interval(one: dict[str, Any]) -> str:
+    """``low … high``, or nothing where there is none."""
+    if "low" not in one:
+        return ""
+    return f"{number(float(one['low']))} … {number(float(one['high']))}"
+
+
+def requirements_table(audit: dict[str, Any]) -> Table | None:
+    """Conditions of ``--require`` and whether each model meets them."""
+    if not audit["requirements"]:
+        return None
+    rows = [
+        [
+            Cell(one["model"]),
+            Cell(one["requirement"]),
+            Cell(number(float(one["value"]))),
+            Cell(number(float(one["bound"]))),
+            Cell("met" if one["met"] else "not met", "", TONES[one["met"]]),
+        ]
+        for one in audit["requirements"]
+    ]
+    return Table(["model", "condition", "value", "bound", ""], rows)
+
+
+def membership_table(audit: dict[str, Any]) -> Table | None:
+    """AUC with interval and true positive rates at low false positive rates, by attack and model."""
+    attacks = list(audit["retain"]["roc"])
+    if not attacks:
+        return None
+    sides = [*audit["models"], audit["retain"], audit["target"]]
+    rows = []
+    for attack in attacks:
+        cells = []
+        for side in sides:
+            detail = side["details"][f"mia_{attack}"]
+            rates = ", ".join(
+                f"{float(value):.0%} at {float(rate):.1%}" for rate, value in detail["tpr_at_fpr"].items()
+            )
+            low, high = (number(float(end)) for end in detail["interval"])
+            cells.append(Cell(number(float(side["metrics"][f"mia_{attack}"]["value"])), f"{low} … {high}; TPR {rates}"))
+        rows.append([Cell(attack.replace("_", " ")), *cells])
+    caption = (
+        "AUC with DeLong's 95 % interval on the logit scale, and the share of forget rows found (TPR) while at most "
+        "that share of unseen rows is accused. The goal is the retain model's value, not 0.5."
+    )
+    return Table(["attack", *(side["label"] for side in sides)], rows, caption)
+
+
+def attack_notes(audit: dict[str, Any]) -> list[str]:
+    """What the attacks say about themselves, each once."""
+    notes = {
+        f"{name.replace('_', ' ')}: {note} ({model['label']})": None
+        for model in (*audit["models"], audit["retain"], audit["target"])
+        for name, result in model["attacks"].items()
+        for note in result["notes"]
+    }
+    return list(notes)
+
+
+def worst_table(rows: Sequence[dict[str, Any]]) -> Table | None:
+    """Rows with all three models' answers. Plain text: the template escapes it."""
+    if not rows:
+        return None
+    shown = [
+        [Cell(row["set"].replace("_", " "), f"row {row['row']}"), Cell(row["question"]), Cell(row["answer"])]
+        + [Cell(row[side] or "(nothing)") for side in ("model", "retain", "target")]
+        for row in rows
+    ]
+    return Table(["set", "question", "true answer", "this model", "retain model", "target"], shown)
+
+
+def numbers_table(audit: dict[str, Any]) -> Table:
+    """Every metric and attack of every model with its interval."""
+    sides = [*audit["models"], audit["retain"], audit["target"]]
+    names = dict.fromkeys(name for side in sides for name in (*side["metrics"], *side["attacks"]))
+    rows = []
+    for name in names:
+        found = [side["metrics"].get(name) or side["attacks"].get(name) for side in sides]
+        rows.append([Cell(name), *(_control(one) if one else Cell("–") for one in found)])
+    return Table(["number", *(side["label"] for side in sides)], rows)
+
+
+def seconds_table(audit: dict[str, Any]) -> Table:
+    """Wall-clock seconds of every stage of every model."""
+    sides = [*audit["models"], audit["retain"], audit["target"]]
+    names = dict.fromkeys(name for side in sides for name in side["seconds"])
+    rows = [
+        [Cell(name), *(Cell(number(float(side["seconds"].get(name, math.nan)))) for side in sides)] for name in names
+    ]
+    rows.append([Cell("all"), *(Cell(number(sum(side["seconds"].values()))) for side in sides)])
+    return Table(["stage", *(side["label"] for side in sides)], rows)
+
+
+def manifest_lines(manifest: dict[str, Any]) -> list[str]:
+    """Data, models and versions as ``key: value`` lines."""
+    data = manifest["data"]
+    lines = [f"data: {data['source']}"]
+    lines += [f"{name}: {count} rows, sha256 {data['sha256'][name]}" for name, count in data["rows"].items()]
+    lines += [f"{role}: {one['name']}, sha256 {one['sha256']}" for role, one in manifest["models"].items()]
+    lines += [f"{key}: {manifest[key]}" for key in ("template_sha256", "tokenizer_sha256")]
+    return lines + [f"{name} {version}" for name, version in manifest["versions"].items()]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-MARKS = {True: ("pass", "green"), False: ("fail", "red"), None: ("–", "dim")}
+from negpo.report.unlearning import number
+
+MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "dim")}
+INTERVALS_UP_TO = 3  # models; more columns leave no room
 
 
 def print_audit(audit: dict[str, Any], path: Path, report: Path) -> None:
@@ -28,18 +31,36 @@ def _verdicts(audit: dict[str, Any]) -> Any:
     from rich.text import Text
 
     models = audit["models"]
-    table = Table("line", *(model["label"] for model in models), "retain model", "target", title="negpo audit")
+    table = Table(title="negpo audit: ✓ passed, ✗ failed, ? cannot tell")
+    for name in ("line", *(model["label"] for model in models), "retain", "target"):
+        table.add_column(name, no_wrap=name == "line")
     for line in models[0]["lines"]:
-        twins = [next(one for one in model["lines"] if one["metric"] == line["metric"]) for model in models]
         cells = []
-        for twin in twins:
-            mark, style = MARKS[twin["passed"]]
-            cells.append(
-                Text(f"{mark} {float(twin['value']):.3g} [{float(twin['low']):.3g}, {float(twin['high']):.3g}]", style)
-            )
-        controls = (f"{float(line[name]['value']):.3g}" for name in ("retain", "target"))
-        table.add_row(line["title"], *cells, *controls)
+        for model in models:
+            twin = next((one for one in model["lines"] if one["metric"] == line["metric"]), None)
+            cells.append(_cell(twin, intervals=len(models) <= INTERVALS_UP_TO))
+        controls = (number(float(line[name]["value"])) for name in ("retain", "target"))
+        table.add_row(line["metric"], *cells, *controls, end_section=_last_of_group(models[0]["lines"], line))
+    passed = [
+        ", ".join(f"{one['passed']}/{one['told']}" for one in model["groups"].values() if one["told"])
+        for model in models
+    ]
+    table.add_row("lines passed", *(Text(text, "bold") for text in passed), "", "")
     return table
+
+
+def _cell(line: dict[str, Any] | None, *, intervals: bool) -> Any:
+    from rich.text import Text
+
+    if line is None:
+        return Text("–", "dim")
+    mark, style = MARKS[line["passed"]]
+    values = [number(float(line[name])) for name in ("value", "low", "high")]
+    return Text(f"{mark} {values[0]}" + (f" [{values[1]}, {values[2]}]" if intervals else ""), style)
+
+
+def _last_of_group(lines: list[dict[str, Any]], line: dict[str, Any]) -> bool:
+    return [one for one in lines if one["group"] == line["group"]][-1] is line
 
 
 def _conditions(audit: dict[str, Any]) -> Any:
@@ -49,6 +70,6 @@ def _conditions(audit: dict[str, Any]) -> Any:
     table = Table("model", "condition", "value", "bound", "", title="required")
     for outcome in audit["requirements"]:
         mark, style = ("met", "green") if outcome["met"] else ("not met", "red")
-        value, bound = f"{float(outcome['value']):.4g}", f"{float(outcome['bound']):.4g}"
+        value, bound = (f"{float(outcome[name]):.4g}" for name in ("value", "bound"))
         table.add_row(outcome["model"], Text(outcome["requirement"]), value, bound, Text(mark, style))
     return table
