@@ -1,4 +1,4 @@
-"""``negpo demo``: build an embedded lab, unlearn, evaluate reasoning or train on verified answers, write one report."""
+"""``negpo demo``: an embedded lab, unlearning, reasoning or training on verified or rejected answers, one report."""
 
 import argparse
 from pathlib import Path
@@ -7,21 +7,22 @@ from pathlib import Path
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="the main job: lab, unlearning with every method, report; reason: pass@k of a lab model; rlvr: RL methods",
+        help="the main job: lab, unlearning with every method, report; reason: pass@k; rlvr: RL; prefer: REDI, D2O",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     jobs = (
         "unlearn: every method on the lab's authors; reason: pass@k of the arithmetic model on every engine; rlvr: "
-        "PSR, NSR, W-REINFORCE, GRPO, NGRPO, NFT and ResRL from the arithmetic model with equal rollouts"
+        "PSR, NSR, W-REINFORCE, GRPO, NGRPO, NFT and ResRL from the arithmetic model with equal rollouts; prefer: "
+        "REDI and D2O against SFT, DPO, SimPO, NPO and GA on a distillation and a dispreference lab"
     )
-    parser.add_argument("job", nargs="?", default="unlearn", choices=("unlearn", "reason", "rlvr"), help=jobs)
-    out = "folder for labs, results and report.html (default: runs/demo, runs/reason or runs/rlvr)"
+    parser.add_argument("job", nargs="?", default="unlearn", choices=("unlearn", "reason", "rlvr", "prefer"), help=jobs)
+    out = "folder for labs, results and report.html (default: runs/demo or runs/JOB)"
     parser.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=out)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="worlds to build; reason takes one")
     parser.add_argument("--size", default="default", choices=("default", "tiny"), help="tiny: seconds, learns nothing")
     parser.add_argument("--fresh", action="store_true", help="delete the folder first instead of going on")
-    methods = "of unlearn or rlvr; default: all; an unknown name is answered with the list"
+    methods = "of unlearn, rlvr or prefer; default: all; an unknown name is answered with the list"
     parser.add_argument("--methods", nargs="+", help=methods)
     parser.add_argument("--workers", type=int, default=2, help="child processes at once, one thread each")
     unlearn = parser.add_argument_group("unlearn")
@@ -37,7 +38,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
-    {"unlearn": _unlearn, "reason": _reason, "rlvr": _rlvr}[args.job](args)
+    {"unlearn": _unlearn, "reason": _reason, "rlvr": _rlvr, "prefer": _prefer}[args.job](args)
     return 0
 
 
@@ -89,6 +90,21 @@ def _rlvr(args: argparse.Namespace) -> None:
             engine=args.engine,
             problems=getattr(args, "problems", RlvrSettings.problems),
             samples=args.samples,
+            workers=args.workers,
+            fresh=args.fresh,
+        )
+    )
+
+
+def _prefer(args: argparse.Namespace) -> None:
+    from negpo.lab.prefer_demo import PreferDemoSettings, run_prefer_demo
+
+    run_prefer_demo(
+        PreferDemoSettings(
+            out=getattr(args, "out", PreferDemoSettings.out),
+            seeds=tuple(args.seeds),
+            size=args.size,
+            methods=tuple(args.methods) if args.methods else PreferDemoSettings.methods,
             workers=args.workers,
             fresh=args.fresh,
         )
