@@ -12,7 +12,7 @@ import json
 import random
 import resource
 import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,12 @@ def make_corpus(
     seed: int,
     answer: Answer,
     excluded: Container[ArithmeticProblem] = (),
-    levels: Sequence[int] = LEVELS,
 ) -> list[tuple[str, str]]:
     """`count` pairs of prompt and answer, levels in turn, none about an excluded problem."""
     rng = random.Random(f"corpus-{seed}")
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
-        problem = make_problem(levels[len(pairs) % len(levels)], rng)
+        problem = make_problem(LEVELS[len(pairs) % len(LEVELS)], rng)
         if problem not in excluded:
             pairs.append((PROMPT.format(question=problem.question), answer(problem, rng)))
     return pairs

@@ -14,7 +14,7 @@ from negpo.lab.arithmetic import PROMPT
 from negpo.lab.arithmetic_build import SIZES, ArithmeticLabPaths, build_arithmetic_lab, train_model, write_problems
 from negpo.lab.reason_demo import EngineResult, differing_answers, usable_engines
 
-SMALLEST = replace(SIZES["tiny"], worked_rows=32, direct_rows=32, rehearsed_rows=32, answer_rows=32)
+SMALLEST = replace(SIZES["tiny"], worked_rows=32, answer_rows=32)
 
 
 @pytest.fixture(scope="module")
