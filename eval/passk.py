@@ -4,8 +4,9 @@ All functions take one entry per problem and return float64. pass@k is the unbia
 (arXiv 2107.03374), 1 - C(n - c, k) / C(n, k); a problem may have its own n, and k must not exceed the smallest.
 
 Two sources of error are kept apart. *Sampling*: the same problems, other samples: `analytic_stderr`. *Problems*:
-another set of the same kind, which matters when a benchmark has 30: `bootstrap` resamples problems, then the samples
-within each.
+another set of the same kind, which matters when a benchmark has 30: `bootstrap` resamples problems. The scatter between
+their estimates already holds the sampling error, so samples are not resampled too; that would count it twice, and pull
+pass@k down where k is near n, because a lone correct sample is left out of a third of the draws.
 """
 
 from __future__ import annotations
@@ -91,19 +92,15 @@ def analytic_stderr(n: ArrayLike, c: ArrayLike, ks: Sequence[int]) -> Floats:
 
 
 def bootstrap(n: ArrayLike, c: ArrayLike, ks: Sequence[int], *, draws: int = 2000, seed: int = 0) -> Floats:
-    """(draws, K) means of resampled data sets: problems with replacement, then samples within each problem."""
-    n, c = np.asarray(n), np.asarray(c)
-    check_k(n, ks)
-    rng = np.random.default_rng(seed)
-    means = np.empty((draws, len(ks)))
-    for draw in range(draws):
-        chosen = rng.integers(len(n), size=len(n))
-        means[draw] = _resampled(n[chosen], c[chosen], ks, rng).mean(axis=0)
-    return means
+    """(draws, K) means over problems that are drawn with replacement."""
+    return _resampled_means(pass_at_k_curve(n, c, ks), draws, seed)
 
 
-def _resampled(n: NDArray, c: NDArray, ks: Sequence[int], rng: np.random.Generator) -> Floats:
-    return pass_at_k_curve(n, rng.binomial(n, c / n), ks)
+def _resampled_means(rows: Floats, draws: int, seed: int) -> Floats:
+    """(draws, K) means of (P, K) `rows`: how often each row was drawn, times the rows."""
+    count = len(rows)
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    return times @ rows / count
 
 
 def interval(draws: Floats, value: float, level: float = 0.95) -> Interval:
@@ -133,7 +130,7 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Difference]:
-    """Paired bootstrap over problems: each draw resamples the same problems for both runs, then samples within them.
+    """Paired bootstrap over problems: each draw holds the same problems for both runs.
 
     Args:
         first, second: (n, c) of the two runs, aligned problem by problem.
@@ -145,13 +142,8 @@ def paired_difference(
     n_b, c_b = map(np.asarray, second)
     if len(n_a) != len(n_b):
         raise ValueError(f"the runs have {len(n_a)} and {len(n_b)} problems; align them problem by problem first")
-    point = (pass_at_k_curve(n_a, c_a, ks) - pass_at_k_curve(n_b, c_b, ks)).mean(axis=0)
-    rng = np.random.default_rng(seed)
-    gaps = np.empty((draws, len(ks)))
-    for draw in range(draws):
-        chosen = rng.integers(len(n_a), size=len(n_a))
-        ours = _resampled(n_a[chosen], c_a[chosen], ks, rng)
-        gaps[draw] = (ours - _resampled(n_b[chosen], c_b[chosen], ks, rng)).mean(axis=0)
+    rows = pass_at_k_curve(n_a, c_a, ks) - pass_at_k_curve(n_b, c_b, ks)
+    point, gaps = rows.mean(axis=0), _resampled_means(rows, draws, seed)
     results = []
     for column, k in enumerate(ks):
         bounds = interval(gaps[:, column], point[column], level)

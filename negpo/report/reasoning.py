@@ -81,8 +81,8 @@ def curves(runs: Sequence[dict[str, Any]]) -> Picture:
     axis.set(ylim=(0, 1), xlabel="k", ylabel="pass@k")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     caption = (
-        "Solid: unbiased pass@k with the 95 % interval of a bootstrap over problems and samples. Dotted: majority vote "
-        "over k samples."
+        "Solid: unbiased pass@k with the 95 % interval of a bootstrap over problems. Dotted: majority vote over k "
+        "samples."
     )
     return as_picture(figure, "pass@k against k", caption)
 
@@ -110,7 +110,7 @@ def _numbers(runs: Sequence[dict[str, Any]]) -> Table:
         entries = {entry["k"]: entry for entry in run["summary"]["pass_at_k"]}
         rows.append([Cell(run["name"]), *(_estimate(entries.get(k)) for k in ks)])
     caption = (
-        "pass@k; pass@1 is avg@n. Small print: 95 % interval over problems and samples, then the standard error over "
+        "pass@k; pass@1 is avg@n. Small print: 95 % interval over problems, then the standard error over "
         "samples alone. Unknown verdicts leave n."
     )
     return Table(["run", *(f"k = {k}" for k in ks)], rows, caption)
