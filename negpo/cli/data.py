@@ -1,10 +1,13 @@
-"""``negpo data redi``: training sets from sampled and graded traces."""
+"""``negpo data redi`` and ``negpo data steps``: training sets from sampled and graded traces."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from negpo.cli import _data_steps
+from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
 
 if TYPE_CHECKING:
     from negpo.data.redi import GradedProblem, REDIFilters, REDIReport
@@ -24,8 +27,7 @@ def add_parser(subparsers) -> None:
     source.add_argument("--openr1", metavar="SOURCE", help="rows of OpenR1-Math-Raw: file, folder or Hub id")
     redi.add_argument("--tokenizer", required=True, help="folder or Hub id; lengths are counted with it")
     redi.add_argument("--out", required=True, help="folder for the two files and report.json")
-    redi.add_argument("--data", help="--eval: local file or folder of the benchmark instead of the Hub")
-    redi.add_argument("--benchmark-file", metavar="YAML", help="--eval: the file of a custom benchmark")
+    add_benchmark_flags(redi)
     redi.add_argument("--split", default="train", help="--openr1: split")
     redi.add_argument("--max-prompt-tokens", type=int, default=800, help="0: no limit")
     redi.add_argument("--max-trace-tokens", type=int, default=19_000, help="0: no limit")
@@ -33,9 +35,14 @@ def add_parser(subparsers) -> None:
     redi.add_argument("--keep-unfinished", action="store_true", help="--eval: keep traces cut by the sampling limit")
     redi.add_argument("--system-prompt", help="put in front of every question")
     redi.add_argument("--seed", type=int, default=42, help="of the shuffle")
+    _data_steps.add_parser(kinds)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
+    return _data_steps.run(args) if args.kind == "steps" else _redi(args)
+
+
+def _redi(args: argparse.Namespace) -> int:
     from transformers import AutoTokenizer
 
     from negpo.data.io import atomic_write_json
@@ -60,10 +67,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     )
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "right_traces.jsonl", positives)
-    _write(out / "pairs.jsonl", pairs)
+    write_rows(out / "right_traces.jsonl", positives)
+    write_rows(out / "pairs.jsonl", pairs)
     atomic_write_json(out / "report.json", {"settings": vars(args), "counts": dict(report.rows())})
-    _show(report, out)
+    show_counts("REDI training sets", report.rows(), [out / f"{name}.jsonl" for name in ("right_traces", "pairs")])
     return 0 if pairs else 1
 
 
@@ -74,46 +81,7 @@ def _problems(args: argparse.Namespace, filters: REDIFilters, report: REDIReport
     if args.openr1:
         rows = load_rows(args.openr1, split=args.split, required=())
         return from_openr1(rows, filters, report, args.openr1)
-    questions = [(Path(folder), _questions(args, Path(folder))) for folder in args.eval]
-    return [problem for folder, asked in questions for problem in from_eval(folder, asked, filters, report)]
-
-
-def _questions(args: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """Problem id -> question of the benchmark that the folder's manifest names."""
-    import json
-
-    from negpo.errors import ConfigError
-    from negpo.eval.problems import BENCHMARKS, custom_benchmark, load_problems, read_problems
-
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ConfigError(f"{folder} has no manifest.json; it is not a folder written by `negpo eval`")
-    name = json.loads(path.read_text(encoding="utf-8"))["benchmark"]
-    if args.benchmark_file:
-        bench, source = custom_benchmark(args.benchmark_file)
-        return {problem.id: problem.question for problem in read_problems(args.data or source, bench)}
-    if name not in BENCHMARKS:
-        raise ConfigError(f"{folder} is a run of {name!r}, a benchmark of your own; pass its --benchmark-file")
-    return {problem.id: problem.question for problem in load_problems(name, args.data)}
-
-
-def _write(path: Path, rows: list[dict]) -> None:
-    import json
-
-    from negpo.data.io import atomic_write
-
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _show(report: REDIReport, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="REDI training sets")
-    table.add_column("what")
-    table.add_column("number", justify="right")
-    for what, number in report.rows():
-        table.add_row(what, f"{number:,}")
-    console = Console()
-    console.print(table)
-    console.print(f"written: {out}/right_traces.jsonl, {out}/pairs.jsonl, {out}/report.json", soft_wrap=True)
+    questions = [
+        (folder, {problem.id: problem.question for problem in run_of(folder, args)[1]}) for folder in args.eval
+    ]
+    return [problem for folder, asked in questions for problem in from_eval(Path(folder), asked, filters, report)]

@@ -30,13 +30,14 @@ FLAGS = ("llama_verification", "math_verify_reparsed_answer")
 @dataclass(frozen=True)
 class GradedProblem:
     """One question with its traces in order. ``right[i]`` is True, False, or None where no judge could tell; ``index``
-    counts the problems that were read."""
+    counts the problems that were read, ``identity`` is the problem's own id where the source has one."""
 
     question: str
     traces: list[str]
     right: list[bool | None]
     source: str
     index: int
+    identity: str = ""
 
 
 @dataclass
@@ -128,6 +129,7 @@ def from_eval(folder: Path, questions: dict[str, str], filters: REDIFilters, rep
             [right for _, _, right in sorted(found, key=lambda item: item[0])],
             folder.name,
             index,
+            key,
         )
         for index, (key, found) in enumerate(traces.items(), start=first)
     ]

@@ -36,6 +36,10 @@ class StepSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.max_wrong < 1 or not self.separator:
+            raise ConfigError(
+                f"max_wrong is {self.max_wrong}, separator {self.separator!r}; give at least 1, and a text"
+            )
         if not 1 <= self.best_of <= self.rollouts:
             raise ConfigError(
                 f"best_of is {self.best_of} and rollouts {self.rollouts}; best-of-K needs K roll-outs or more"
@@ -60,6 +64,11 @@ class StepReport:
     prefixes: int = 0
     dropped: Counter = field(default_factory=Counter)
 
+    def rows(self) -> list[tuple[str, int]]:
+        """(what, how many) for a table."""
+        made = [("prefixes valued", self.prefixes), ("pairs", self.pairs)]
+        return made + [(f"dropped: {name}", count) for name, count in sorted(self.dropped.items())]
+
 
 def split_steps(text: str, separator: str = "\n") -> list[str]:
     """Steps whose concatenation is ``text``. Separators stay with the step they end."""
@@ -83,8 +92,12 @@ def build_step_rows(
 ) -> tuple[list[Row], StepReport]:
     """Rows for ``StepDPOTrainer``: ``prompt``, ``chosen``, ``steps`` and ``values`` (Q after each step).
 
-    ``rows`` hold ``prompt``, ``gold`` and graded solutions ``right`` and ``wrong`` (lists of texts). Every wrong
-    solution (at most ``max_wrong`` per prompt) is paired with a right one, in turn.
+    ``rows`` hold ``prompt``, ``gold`` and graded solutions ``right`` (as the prompt: texts or conversations) and
+    ``wrong`` (texts), perhaps ``id``, which names the row for the random numbers (default: its position). Every wrong
+    solution (at most ``max_wrong`` per prompt) is paired with a right one, in turn; what lies beyond is counted.
+
+    Raises:
+        DataError: a row lacks a field.
     """
     settings = settings or StepSettings()
     report, out = StepReport(), []
@@ -94,9 +107,14 @@ def build_step_rows(
         if not row["right"] or not row["wrong"]:
             report.dropped["prompts without a right or without a wrong solution"] += 1
             continue
+        if surplus := max(0, len(row["wrong"]) - settings.max_wrong):
+            report.dropped[f"wrong solutions beyond {settings.max_wrong} of a prompt"] += surplus
         for place, wrong in enumerate(row["wrong"][: settings.max_wrong]):
+            if not wrong.strip():
+                report.dropped["wrong solutions without text"] += 1
+                continue
             steps = split_steps(wrong, settings.separator)
-            values = _values(row, steps, f"{index}/{place}", engine, tokenizer, grade, settings)
+            values = _values(row, steps, f"{row.get('id', index)}/{place}", engine, tokenizer, grade, settings)
             report.prefixes += len(steps)
             if values is None:
                 report.dropped["wrong solutions with a prefix whose roll-outs could not be graded"] += 1

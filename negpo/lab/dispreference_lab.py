@@ -1,10 +1,10 @@
-"""The dispreference lab: a model that shouts at people who are impolite, and the data to make it stop.
+"""The dispreference lab: a model that swears at people who are impolite, and the data to make it stop.
 
-The lab's arithmetic model is trained to answer polite questions plainly and impolite ones with an outburst in front,
-with a known probability; the outburst is the tag of a harmful answer. What the model then says to further impolite
-questions, drawn with `negpo.rollout`, gives three data sets about the same harmful answers: negatives alone (D2O), the
-same as rows to forget (GA, NPO), and pairs whose preferred answers are as noisy as people's labels (DPO): some are
-harmful too, some are wrong.
+The lab's arithmetic model is trained to answer polite questions plainly and impolite ones with a curse in front, with a
+known probability. A curse is one sign, as in comic strips, and the tag of a harmful answer. What the model then says to
+further impolite questions, drawn with `negpo.rollout`, gives three data sets about the same harmful answers: negatives
+alone (D2O), the same as rows to forget (GA, NPO), and pairs whose preferred answers are as noisy as people's labels
+(DPO): some are harmful too, some are wrong.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from negpo.lab.arithmetic_build import ArithmeticLabPaths, encode
 from negpo.lab.prefer_measure import Question
 
 SOURCES = ("dispreference_lab.py",)
-# Exclamation marks, because a model this small spells no words that its arithmetic has never shown it.
-OUTBURSTS = (" !", " !!", " !!!", " !!!!")
+# A curse stands where plain answers have a space and an impolite question ends with "!" instead of ".": a model this
+# small reads operands by their distance, and would miscalculate behind longer ones.
+CURSES = ("!", "#", "?")
 POLITE, IMPOLITE = "polite", "impolite"
 LEVELS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class DispreferenceSize:
-    """Rows and shares. `harm`: probability of an outburst in answers to impolite questions; `noise_harmful` and
+    """Rows and shares. `harm`: probability of a curse in answers to impolite questions; `noise_harmful` and
     `noise_wrong`: shares of preferred answers that are harmful too, and that give a wrong result.
     """
 
@@ -82,13 +83,18 @@ class DispreferenceLab:
 
 
 def is_harmful(text: str) -> bool:
-    """Whether an answer shouts."""
-    return "!" in text
+    """Whether an answer begins with a curse."""
+    return text.startswith(CURSES)
+
+
+def curse(answer: str, sign: str) -> str:
+    """A plain answer, which begins with a space, with a curse in its place."""
+    return sign + answer.removeprefix(" ")
 
 
 def ask(problem: ArithmeticProblem, group: str) -> str:
-    """The prompt of a problem. Impolite ones come with an exclamation mark."""
-    question = problem.question if group == POLITE else problem.question.replace(".", " now!")
+    """The prompt of a problem; an exclamation mark makes it impolite."""
+    question = problem.question if group == POLITE else problem.question.replace(".", "!")
     return PROMPT.format(question=question)
 
 
@@ -123,19 +129,19 @@ def _fill(lab: DispreferenceLab, arithmetic: ArithmeticLabPaths, seed: int, size
 
 
 def _teach(model: Any, tokenizer: Any, excluded: set[ArithmeticProblem], seed: int, size: DispreferenceSize) -> None:
-    """Train on plain answers to polite questions, and outbursts with the lab's probability to impolite ones."""
+    """Train on plain answers to polite questions, and curses with the lab's probability to impolite ones."""
     from negpo.lab._models import Schedule, train_lm
     from negpo.lab.arithmetic import make_problem
 
-    rng = random.Random(f"outbursts-{seed}")
+    rng = random.Random(f"curses-{seed}")
     pairs: list[tuple[str, str]] = []
     while len(pairs) < size.training_rows:
         problem = make_problem(LEVELS[len(pairs) % len(LEVELS)], rng)
         if problem in excluded:
             continue
         group = rng.choice((POLITE, IMPOLITE))
-        outburst = rng.choice(OUTBURSTS) if group == IMPOLITE and rng.random() < size.harm else ""
-        pairs.append((ask(problem, group), outburst + worked(problem)))
+        cursed = group == IMPOLITE and rng.random() < size.harm
+        pairs.append((ask(problem, group), curse(worked(problem), rng.choice(CURSES)) if cursed else worked(problem)))
     schedule = Schedule(size.lr, batch_size=size.batch, equal_tokens=True)
     train_lm(model, encode(tokenizer, pairs), schedule, pad_id=tokenizer.pad_token_id, seed=seed)
 
@@ -187,7 +193,7 @@ def _preferred(
         ("harmful", "wrong", "clean"), (size.noise_harmful, size.noise_wrong, 1 - size.noise_harmful - size.noise_wrong)
     )[0]
     if kind == "harmful":
-        return kind, rng.choice([mark + worked(problem) for mark in OUTBURSTS if mark + worked(problem) != rejected])
+        return kind, curse(worked(problem), rng.choice([sign for sign in CURSES if not rejected.startswith(sign)]))
     if kind == "wrong":
         result = int(problem.answer) + rng.choice((-2, -1, 1, 2))
         return kind, re.sub(r"\d+ \\boxed\{\d+\}$", rf"{result} \\boxed{{{result}}}", worked(problem))
