@@ -152,22 +152,22 @@ class UnlearnTrainer(OfflineTrainer):
     def _prepare_reference(self) -> None:
         if self.reference is not None or not (self._reference_parts or self._needs_model):
             return
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ConfigError("a reference under ZeRO-3 is not supported: its weights are split up. Use ZeRO-2 or FSDP")
         self.reference = Reference(
             self.model, self._ref_model, source=self.args.reference, needs_model=self._needs_model
         )
-        if self.reference.model is not None:
-            self.reference.model.to(self.args.device)
-        if self.reference.source != "cache":
-            return
+        if self.reference.source == "cache":
+            self._fill_caches(self.reference)
+        self.reference.ready(self.accelerator)
+
+    def _fill_caches(self, reference: Reference) -> None:
+        """Reference log-probs of every part that the objective reads them of, from disk or computed now."""
         identity = {
             "tokenizer": hash_tokenizer(self.processing_class),
             "template": self.template.hash(self.processing_class),
         }
         directory = Path(self.args.reference_cache_dir or Path(self.args.output_dir) / "reference")
         for part in self._reference_parts:
-            cache = self.reference.cached(
+            cache = reference.cached(
                 getattr(self.train_dataset, part),
                 self.accelerator,
                 directory,

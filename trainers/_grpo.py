@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from negpo.compat import whole_model_for_generation
 from negpo.errors import ConfigError
 from negpo.trainers._rl_batch import Record
+from negpo.trainers._sharding import whole_while_generating
 
 # private method -> its parameters after self
 CONTRACT = {
@@ -142,8 +142,8 @@ class GRPOAdapter(GRPOTrainer):
             yield
             return
         with (
-            whole_model_for_generation(self.model_wrapped, self.accelerator, self.args.ds3_gather_for_generation),
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            whole_while_generating(self.model_wrapped, self.accelerator),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),  # FSDP 1
         ):
             yield
 

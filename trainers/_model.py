@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from negpo.errors import ConfigError
 
@@ -70,11 +71,13 @@ def choose_trainable(model: Any, args: Any, peft_config: Any) -> Any:
         raise ConfigError("a quantised model cannot be trained in full; pass peft_config (QLoRA)")
     if peft_config is not None:
         from peft import get_peft_model, prepare_model_for_kbit_training
+        from transformers import set_seed
 
         if is_peft(model):
             raise ConfigError("the model already has an adapter; merge it or drop peft_config")
         if quantized:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+        set_seed(args.seed)  # as the Trainer does later: the adapter's first weights are random
         model = get_peft_model(model, peft_config)
     elif args.trainable_parameters:
         freeze_all_but(model, args.trainable_parameters)
@@ -107,12 +110,16 @@ def rows_of_tied_embedding(model: Any) -> Iterator[None]:
 
     Autograd would build a second (V, H) matrix, zero but for the rows of the batch, and add it to the head's: one more
     copy of the largest weight and two passes over it. Only in float32 on a CPU: on a GPU such additions are not
-    deterministic, in half precision they round. The model must not be wrapped, or its hooks would miss the rows.
+    deterministic, in half precision they round. The model must not be wrapped, or its hooks would miss the rows, and
+    its weights must not be sharded in place (FSDP 2).
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight: Any = getattr(embedding, "weight", None)
     tied = isinstance(embedding, torch.nn.Embedding) and weight is getattr(head, "weight", None)
-    if not (tied and weight.requires_grad and weight.device.type == "cpu" and weight.dtype == torch.float32):
+    # FSDP puts plain tensors into the place of its shards for a while, so the tensor itself would not tell
+    if isinstance(model, FSDPModule) or not (
+        tied and weight.requires_grad and weight.device.type == "cpu" and weight.dtype == torch.float32
+    ):
         yield
         return
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -15,6 +15,7 @@ from negpo.trainers._callbacks import FiniteGradients
 from negpo.trainers._data import EpochSampler
 from negpo.trainers._metrics import LogBuffer
 from negpo.trainers._model import rows_of_tied_embedding
+from negpo.trainers._sharding import settle_layouts
 
 
 class OfflineTrainer(Trainer):
@@ -38,6 +39,7 @@ class OfflineTrainer(Trainer):
         self.args._n_gpu = min(self.args._n_gpu, 1)  # torch DataParallel cannot run us; several GPUs: accelerate launch
         self.add_callback(FiniteGradients(self))
         self._buffer = LogBuffer()
+        self._settled = False  # whether all processes know how rows can be packed
         self.window_rows = ""  # the rows of the optimiser batch, in words
 
     # ---- what a subclass defines ----------------------------------------------------------------------------------
@@ -73,6 +75,9 @@ class OfflineTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.accelerator.num_processes > 1 and not self._settled:
+            settle_layouts(model)
+            self._settled = True
         with rows_of_tied_embedding(model) if model is self.model else contextlib.nullcontext():
             return super().training_step(model, inputs, num_items_in_batch)
 

@@ -149,17 +149,11 @@ class PreferenceTrainer(OfflineTrainer):
     def _prepare_reference(self) -> None:
         if self.reference is not None or not self.has_reference:
             return
-        self._refuse_zero3()
         self.reference = Reference(self.model, self._ref_model, source=self.args.reference, needs_model=False)
-        if self.reference.model is not None:
-            self.reference.model.to(self.args.device)
         if self.reference.source == "cache":
             cache = self._cached(self.reference, self.train_dataset.rows)
             self.train_dataset.use_cache(cache)
-
-    def _refuse_zero3(self) -> None:
-        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ConfigError("a reference under ZeRO-3 is not supported: its weights are split up. Use ZeRO-2 or FSDP")
+        self.reference.ready(self.accelerator)
 
     def _cached(self, reference: Reference, rows: list[dict[str, list[int]]]) -> Any:
         """Reference log-probs of ``rows`` from disk or computed now; remembered for the checkpoint's provenance."""

@@ -1,16 +1,14 @@
 """Where a run's reference comes from: cached log-probs, the model without its adapter, or a second model."""
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from negpo.errors import ConfigError
-from negpo.reference import ReferenceCache, ReferenceKey, build_or_open, hash_model, hash_rows, score_rows
+from negpo.reference import ReferenceCache, ReferenceKey, build_or_open, hash_model, hash_rows, holds, score_rows
+from negpo.trainers import _sharding
 from negpo.trainers._data import Encoded, label_count
 from negpo.trainers._model import is_peft
 
@@ -23,9 +21,12 @@ class Reference:
     ``source`` is "cache" (log-probs computed once before training), "adapters_off" or "model" (every step). "auto" is
     the cache: a forget set is small and visited many times, so one pass replaces one reference forward per step. A KL
     term needs whole distributions, which no cache holds: it uses the model without adapter, else a second model.
+
+    Call ``ready`` once caches are filled; a second model then takes part in every step, sharded like the policy.
     """
 
     def __init__(self, model: Any, ref_model: Any, *, source: str, needs_model: bool):
+        _sharding.check_loading()
         if source == "adapters_off" and not is_peft(model):
             raise ConfigError("reference=adapters_off needs a PEFT model; pass peft_config or choose cache or model")
         if source == "adapters_off" and ref_model is not None:
@@ -34,13 +35,20 @@ class Reference:
         self.policy, self.model = model, ref_model
         needs_model = needs_model or self.source == "model"
         if needs_model and ref_model is None and (self.source == "model" or not is_peft(model)):
-            self.model = copy.deepcopy(model)
+            self.model = _sharding.frozen_copy(model)
         if self.model is not None:
             self.model.requires_grad_(False).eval()
+        self._in_steps = needs_model or self.source != "cache"
         behind = "ref_model" if ref_model is not None else "adapters off" if self.model is None else "a frozen copy"
         logger.info(
             "reference: log-probs from %s; model in every step: %s", self.source, behind if needs_model else "none"
         )
+
+    def ready(self, accelerator: Any) -> None:
+        """Place the second model, if there is one that steps will ask."""
+        if self.model is not None and self._in_steps:
+            self.model = _sharding.ready_for_steps(self.model, accelerator)
+            _sharding.settle_layouts(self.model)
 
     @contextmanager
     def active(self, policy: Any) -> Iterator[Any]:
@@ -67,7 +75,7 @@ class Reference:
         max_length: int,
         identity: dict[str, str],
     ) -> ReferenceCache:
-        """Log-probs of ``rows``, from disk or computed now on one process while the others wait."""
+        """Log-probs of ``rows``, from disk or computed now, every process scoring its share of them."""
         source = self.model if self.model is not None else self.policy
         key = ReferenceKey(
             rows=hash_rows(rows),
@@ -77,28 +85,32 @@ class Reference:
             **identity,
         )
 
-        def compute():
-            with self.active(self.policy) as model, _placed(model, accelerator.device), accelerator.autocast():
-                yield from score_rows(model, rows, pad_id=pad_id)
+        def compute() -> Iterator[tuple[int, Any]]:
+            with _sharding.ready_to_score(source, accelerator) as scorer, accelerator.autocast():
+                if accelerator.num_processes > 1:
+                    _sharding.settle_layouts(scorer)
+                with self._as_reference(scorer) as model:
+                    share = (accelerator.process_index, accelerator.num_processes)
+                    yield from score_rows(model, rows, pad_id=pad_id, share=share)
 
-        with accelerator.main_process_first():
-            return build_or_open(directory, key, [label_count(row) for row in rows], compute)
+        counts = [label_count(row) for row in rows]
+        if accelerator.num_processes == 1:
+            return build_or_open(directory, key, counts, compute)
+        known = all(ok for _, ok in _sharding.exchange([(0, holds(directory, key))], accelerator))
+        found = [] if known else _sharding.exchange(compute(), accelerator)
+        with accelerator.local_main_process_first():  # folders on local disks are filled on every machine
+            return build_or_open(directory, key, counts, lambda: found)
+
+    @contextmanager
+    def _as_reference(self, scorer: Any) -> Iterator[Any]:
+        """``scorer`` is what runs before training: the second model as it is, the policy with its adapters off."""
+        if self.model is not None:
+            yield scorer
+            return
+        with self.active(scorer) as model:
+            yield model
 
 
 @contextmanager
 def _unchanged() -> Iterator[None]:
     yield
-
-
-@contextmanager
-def _placed(model: Any, device: torch.device) -> Iterator[None]:
-    """Scoring happens on ``device`` even where the Trainer leaves the model on the CPU until it shards it."""
-    home = next(model.parameters()).device
-    if home == device or getattr(model, "quantization_method", None) is not None:
-        yield
-        return
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)

@@ -31,11 +31,11 @@ def load_state(folder: Path, rank: int, device: torch.device) -> tuple[list[dict
             f"cannot resume from {folder}: {path.name} is missing. Resume with as many processes as saved it, and "
             "with a method of the same kind"
         )
-    tensors = load_file(path, device=str(device))
+    tensors = load_file(path)  # not onto the device: gloo ranks call theirs cpu:0, which safetensors does not know
     batches: list[dict[str, Tensor]] = [{} for _ in range(int(tensors.pop("batches")))]
     for key, value in tensors.items():
         place, name = key.split("/", 1)
-        batches[int(place)][name] = value
+        batches[int(place)][name] = value.to(device)
     return batches, json.loads(described.read_text(encoding="utf-8"))
 
 

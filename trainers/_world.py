@@ -7,6 +7,13 @@ from negpo.errors import ConfigError
 EXPECTED = "NEGPO_NUM_PROCESSES"  # set by `negpo train --launch`
 
 
+def name_cpu_plainly(use_cpu: bool) -> None:
+    """Call before the device is chosen. accelerate names the devices of CPU ranks cpu:0, cpu:1, ...: torch.load and
+    safetensors refuse those names, and no checkpoint of such a run could be resumed."""
+    if use_cpu and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+
+
 def check_world(found: int) -> None:
     """ConfigError when a launcher started more processes than ``found``, the number that exchange gradients.
 

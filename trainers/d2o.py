@@ -5,6 +5,7 @@ could not be confirmed (UNVERIFIED); each is an option here and its default is o
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from negpo.trainers._preference_config import PreferenceConfig
 from negpo.trainers._preference_data import Scored
 from negpo.trainers._reference import Reference
 from negpo.trainers._samples import SampleRequest, cached_draw, draw
+from negpo.trainers._sharding import whole, whole_while_generating
 
 SAMPLES_FILE = "d2o_samples.json"
 
@@ -142,7 +144,6 @@ class D2OTrainer(PreferenceTrainer):
         """References first, then the samples that the second one draws, then their cached log-probs."""
         if self.reference is not None:
             return
-        self._refuse_zero3()
         source = self.args.reference
         if source == "auto" and self.args.samples == "refresh":
             source = "adapters_off" if is_peft(self.model) and self._ref_model is None else "model"
@@ -156,12 +157,11 @@ class D2OTrainer(PreferenceTrainer):
             self._add_samples()
         if self.reference.source == "cache":
             self._cache_both()
+        for reference in {id(one): one for one in self._references()}.values():
+            reference.ready(self.accelerator)
 
     def _make_reference(self, model: Any, source: str) -> Reference:
-        reference = Reference(self.model, model, source=source, needs_model=False)
-        if reference.model is not None:
-            reference.model.to(self.args.device)
-        return reference
+        return Reference(self.model, model, source=source, needs_model=False)
 
     def _references(self) -> tuple[Reference, Reference]:
         """Of the rejected answers and of the samples."""
@@ -191,13 +191,15 @@ class D2OTrainer(PreferenceTrainer):
         source = reference.model if reference.model is not None else self.model
         folder = Path(self.args.sample_cache_dir or Path(self.args.output_dir) / "samples")
         request = self._request(list(range(len(data))), "reference")
-        with self.accelerator.main_process_first(), reference.active(self.model) as model:
+        weights = hash_model(source, adapters=reference.model is not None)
+        # one process draws while the others wait, so it must have all weights
+        with whole(source), self.accelerator.main_process_first(), reference.active(self.model) as model:
             model.to(self.args.device)
             answers = cached_draw(
                 lambda: self._engine or make_engine("transformers", model, self.processing_class),
                 request,
                 folder,
-                hash_model(source, adapters=reference.model is not None),
+                weights,
             )
         data.groups = [_with_samples(group, found) for group, found in zip(data.groups, answers, strict=True)]
         data.renew()
@@ -229,10 +231,13 @@ class D2OTrainer(PreferenceTrainer):
         window = past // self.args.refresh_steps + 1
         indices = sorted({index for batch in batches for index in batch["rows"]["index"].tolist()})
         stale = [index for index in indices if self._drawn_in.get(index, 0) != window]
-        if stale:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if stale or sharded:  # then all processes take part, also those with nothing to draw
             data = self.train_dataset
             engine = make_engine("transformers", self.accelerator.unwrap_model(self.model), self.processing_class)
-            answers = draw(engine, self._request(stale, f"window {window}"))
+            gathered = whole_while_generating(self.model_wrapped, self.accelerator) if sharded else nullcontext()
+            with gathered:
+                answers = draw(engine, self._request(stale, f"window {window}")) if stale else []
             for index, found in zip(stale, answers, strict=True):
                 data.groups[index] = _with_samples(data.groups[index], found)
                 self._drawn_in[index] = window

@@ -4,7 +4,7 @@
 ``score_rows`` computes them without ever holding full logits. Nothing here imports torch until it is called.
 """
 
-from negpo.reference.cache import ReferenceCache, ReferenceKey, build_or_open
+from negpo.reference.cache import ReferenceCache, ReferenceKey, build_or_open, holds
 from negpo.reference.hashing import hash_model, hash_rows, hash_tokenizer
 from negpo.reference.scoring import StepZeroCheck, score_rows
 
@@ -16,5 +16,6 @@ __all__ = [
     "hash_model",
     "hash_rows",
     "hash_tokenizer",
+    "holds",
     "score_rows",
 ]

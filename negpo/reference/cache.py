@@ -69,6 +69,15 @@ class TornCache(Exception):
     """A file of a cache is missing, cut short or changed. Caught here; the cache is built again."""
 
 
+def holds(directory: str | os.PathLike, key: ReferenceKey) -> bool:
+    """Whether ``directory`` has a whole cache for ``key``."""
+    try:
+        ReferenceCache(Path(directory) / key.digest()[:24], key)
+    except TornCache:
+        return False
+    return True
+
+
 def build_or_open(
     directory: str | os.PathLike,
     key: ReferenceKey,

@@ -13,16 +13,18 @@ ADAPTER_MARKS = (".lora_", ".modules_to_save.", ".ia3_", ".prompt_encoder.", ".v
 def hash_model(model: Any, *, adapters: bool = True) -> str:
     """SHA-256 over name, dtype, shape and bytes of every parameter and persistent buffer.
 
-    Tensors are read one at a time, so the extra memory is one tensor on the CPU. With ``adapters=False`` a PEFT model
+    Tensors are read one at a time, so the extra memory is one tensor on the CPU (and a whole one on the device where
+    ZeRO-3 or FSDP has split it: all processes must call this). With ``adapters=False`` a PEFT model
     hashes like the plain model underneath: adapter tensors are left out and wrapper names are undone.
     """
     import torch
 
+    from negpo.logprobs.tiles import full, gathered
+
     digest = hashlib.sha256()
-    for name, tensor in sorted(_named_tensors(model, adapters)):
-        value = tensor.detach()
-        value = value.full_tensor() if hasattr(value, "full_tensor") else value  # DTensor (FSDP2) to its whole
-        value = value.cpu().contiguous()
+    for name, tensor in sorted(_named_tensors(model, adapters), key=lambda item: item[0]):
+        with gathered(tensor):
+            value = full(tensor.detach()).cpu().contiguous()
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
@@ -45,7 +47,7 @@ def hash_rows(rows: Sequence[dict[str, list[int]]]) -> str:
 
 
 def _named_tensors(model: Any, adapters: bool) -> Iterable[tuple[str, Any]]:
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if not hasattr(tensor, "detach"):
             continue  # extra state of quantised layers: plain objects, derived from the tensors
         if adapters:

@@ -15,11 +15,18 @@ TOLERANCE = {"float64": (1e-6, 1e-7), "float32": (1e-3, 1e-4), "bfloat16": (1.0,
 
 
 def score_rows(
-    model: Any, rows: Sequence[dict[str, list[int]]], *, pad_id: int, tokens_per_batch: int = 8192
+    model: Any,
+    rows: Sequence[dict[str, list[int]]],
+    *,
+    pad_id: int,
+    tokens_per_batch: int = 8192,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, "np.ndarray"]]:
     """Yield ``(row, log-probs of its labelled tokens)`` under ``no_grad`` and in eval mode, longest rows first.
 
-    Longest first: a batch that does not fit in memory fails at once and not after an hour.
+    Longest first: a batch that does not fit in memory fails at once and not after an hour. ``share`` is (process,
+    processes): each scores every so-many-th batch. All run the same number of forwards, as split weights demand; the
+    rows of a forward that only keeps step come twice.
     """
     import torch
 
@@ -30,7 +37,7 @@ def score_rows(
     was_training = model.training
     model.eval()
     try:
-        for batch in _length_sorted(rows, tokens_per_batch):
+        for batch in _share_of(list(_length_sorted(rows, tokens_per_batch)), *share):
             padded = pad_batch([rows[i] for i in batch], pad_id)
             inputs: dict[str, Any] = {name: value.to(device) for name, value in padded.items()}
             with torch.no_grad():
@@ -40,6 +47,11 @@ def score_rows(
                 yield row, logps[i][mask[i]].numpy()
     finally:
         model.train(was_training)
+
+
+def _share_of(batches: list[list[int]], process: int, processes: int) -> list[list[int]]:
+    mine = batches[process::processes]
+    return mine + batches[:1] * (-(-len(batches) // processes) - len(mine))
 
 
 def _length_sorted(rows: Sequence[dict[str, list[int]]], tokens_per_batch: int) -> Iterator[list[int]]:
