@@ -30,7 +30,7 @@ def add_parser(subparsers) -> None:
     unlearn.add_argument("--every", type=int, default=5, help="optimiser steps between evaluations")
     reason = parser.add_argument_group("reason and rlvr")
     reason.add_argument("--samples", type=int, default=64, help="drawn per problem; the largest k")
-    problems = "the first of the lab's 500 test problems (default: 100 for reason, 150 for rlvr)"
+    problems = "the first of the lab's 500 test problems (default: 100 for reason, 300 for rlvr)"
     reason.add_argument("--problems", type=int, default=argparse.SUPPRESS, help=problems)
     rlvr = parser.add_argument_group("rlvr")
     rlvr.add_argument("--steps", type=int, help="optimiser steps per method; default: the recipes'")

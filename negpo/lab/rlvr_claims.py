@@ -231,7 +231,10 @@ def _entropy_claim(results: Results) -> Claim:
         ),
         Part(f"pass@{k}, PSR minus NSR", compare(results, "psr", "nsr", lambda run: pass_values(run, [k])), 0.0, False),
     )
+    wordings = float(np.mean([run["right_answers_per_problem"] for run in results.runs(BASE)]))
     notes = (
+        f"A question has {wordings:.1f} different right answers here, counted among the samples of before: whoever "
+        "becomes right must lose most of the entropy. The curves compare it at equal accuracy.",
         _change(results, ("psr", "nsr"), "distinct", "Share of a group's answers that differ"),
         _change(results, ("psr", "nsr"), "complete", "Share of answers that carry out every operation"),
     )

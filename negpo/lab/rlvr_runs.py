@@ -183,6 +183,7 @@ def measure_base(plan: Plan) -> None:
     seconds = {"lab": built - started, "evaluation": time.perf_counter() - built}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     content = {"key": plan.key(BASE), "name": BASE, "title": "before", **result, "parameters": parameters}
+    content["right_answers_per_problem"] = len(answers) / max(1, len({answer.problem for answer in answers}))
     atomic_write_json(folder / RUN_FILE, content | {"seconds": seconds})
     report_progress(2, 2, "done")
 

@@ -198,6 +198,18 @@ def _rollouts(quantity: str) -> Callable[[Mapping[str, Any]], tuple[Sequence[flo
     return series
 
 
+def _draw_entropy_at_accuracy(results: Results, axis: Any) -> None:
+    """Means over seeds of both, rollout by rollout."""
+    for name in results.names:
+        if name == BASE:
+            continue
+        pairs = [[_rollouts(quantity)(run)[1] for quantity in ("right", "entropy")] for run in results.runs(name)]
+        shared = min(len(values) for pair in pairs for values in pair)
+        means = np.mean([[values[:shared] for values in pair] for pair in pairs], axis=0)
+        axis.plot(*means, color=_style(results, name)["color"], lw=1.3, label=results.title(name))
+    axis.set(xlabel="share of right answers", title="entropy per token at equal accuracy")
+
+
 def _probe(run: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
     points = run["probe"]["curve"]
     return [point["step"] for point in points], [point["mean"] for point in points]
@@ -220,14 +232,11 @@ def training_pictures(results: Results) -> list[Picture]:
         f"All answers of all rollouts, trained on or not: {smooth}. Right: nats per answer, on test problems.",
     )
     figure, axes = new_figure(3, width=14.5, height=4.0)
-    panels = [
-        ("distinct", "different answers in a group (share)"),
-        ("complete", "answers with every operation (share)"),
-        ("all_wrong", "groups without a right answer (share)"),
-    ]
-    for axis, (quantity, title) in zip(axes, panels, strict=True):
+    panels = [("complete", "answers with every operation (share)"), ("all_wrong", "groups without a right answer")]
+    for axis, (quantity, title) in zip(axes, panels, strict=False):
         _lines(results, axis, _rollouts(quantity))
         axis.set(xlabel="rollout", title=title)
+    _draw_entropy_at_accuracy(results, axes[2])
     axes[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return [first, as_picture(figure, "what the answers look like along training", f"From the rollouts: {smooth}.")]
 

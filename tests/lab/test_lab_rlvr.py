@@ -1,5 +1,6 @@
 """The whole `negpo demo rlvr` on a tiny lab: nothing is learnt, every part runs, finished work is kept."""
 
+import importlib.util
 import json
 import re
 
@@ -16,7 +17,7 @@ METHODS = ("nsr", "psr", "ngrpo", "grpo")
 def demo(tmp_path_factory):
     """Settings of a finished demo: two rollouts of every method, 10 problems with 8 samples."""
     out = tmp_path_factory.mktemp("rlvr")
-    settings = RlvrSettings(out=out, size="tiny", methods=METHODS, steps=8, problems=10, samples=8)
+    settings = RlvrSettings(out, size="tiny", methods=METHODS, steps=8, problems=10, samples=8)
     run_rlvr_demo(settings)
     return settings
 
@@ -39,12 +40,13 @@ def test_a_run_keeps_its_evaluation_its_log_its_model_and_the_command_that_repea
     assert {row["level"] for row in run["problems"]} == {f"Level {number}" for number in range(1, 6)}
     assert run["command"][:5] == ["negpo", "train", "nsr", "--config", "nsr/lab_psr"]
     assert run["config"]["preset"] == "psr"
-    assert any("mismatch/mean" in entry for entry in run["training_log"])
     assert (demo.out / "seed0" / "psr" / "model" / "model.safetensors").exists()
 
 
 def test_the_rollouts_are_described_over_all_answers_and_by_level(demo):
-    for rollout in result(demo, "nsr")["rollouts"]:
+    run = result(demo, "nsr")
+    assert [entry["step"] for entry in run["training_log"] if "mismatch/mean" in entry] == [1, 5]
+    for rollout in run["rollouts"]:
         assert rollout["entropy"] > 0
         assert 0 <= rollout["right"] <= 1
         assert set(rollout["levels"]) <= {f"Level {number}" for number in range(1, 6)}
@@ -95,6 +97,7 @@ def test_the_model_before_training_does_not_depend_on_how_training_goes(demo):
         ({"seeds": (1, 1)}, "each once"),
         ({"methods": ("ppo",)}, "ppo.*psr"),
         ({"engine": "sglang"}, "sglang"),
+        ({"size": "tiny"}, "one layer"),
         ({"steps": 0}, "steps is 0"),
         ({"samples": 0}, "samples is 0"),
     ],
@@ -102,3 +105,16 @@ def test_the_model_before_training_does_not_depend_on_how_training_goes(demo):
 def test_settings_that_cannot_be_meant_are_refused(wrong, words):
     with pytest.raises(ConfigError, match=words):
         RlvrSettings(**wrong)
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_draws_the_rollouts_and_every_sync_leaves_its_proof_in_the_report(demo, tmp_path):
+    settings = RlvrSettings(tmp_path, size="tiny", methods=("nsr",), steps=8, engine="vllm", problems=10, samples=8)
+    run_rlvr_demo(settings)
+    run = json.loads((tmp_path / "seed0" / "nsr" / "results.json").read_text(encoding="utf-8"))
+    synced = [entry for entry in run["training_log"] if "sync/max_gap" in entry]
+    assert [entry["step"] for entry in synced] == [1, 5]  # before each of the two rollouts
+    assert all(entry["sync/max_gap"] < 1e-3 and 0 < entry["mismatch/mean"] < 1e-3 for entry in synced)
+    assert run["prompts"] == result(demo, "nsr")["prompts"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png") == 5
