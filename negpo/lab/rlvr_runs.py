@@ -27,7 +27,7 @@ from negpo.lab._cache import settings_key, source_hash
 from negpo.lab._jobs import report_progress
 from negpo.lab.arithmetic import PROMPT
 from negpo.lab.arithmetic_build import SIZES, SOURCES, ArithmeticLabPaths, build_arithmetic_lab
-from negpo.lab.rlvr_watch import Known, Probe, ProbeAnswer, WatchedEngine, probe_answers
+from negpo.lab.rlvr_watch import Known, Probe, ProbeAnswer, WatchedEngine, operations, probe_answers
 from negpo.report.results import RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -171,13 +171,12 @@ def measure_base(plan: Plan) -> None:
     model = AutoModelForCausalLM.from_pretrained(lab.model)
     result = evaluate(model, tokenizer, lab, plan, folder / "evaluation")
     bench, source = custom_benchmark(lab.benchmark)
-    card = find_protocol("lab")
-    prompts = {p.id: card.render(tokenizer, p.question) for p in read_problems(source, bench)[: plan.problems]}
     verdicts = read_jsonl(folder / "evaluation" / "verdicts.jsonl")
     right = {(row["problem"], row["sample"]) for row in verdicts if row["status"] == "correct"}
     samples = read_jsonl(folder / "evaluation" / "samples.jsonl")
     rows = sorted((row for row in samples if (row["problem"], row["sample"]) in right), key=lambda row: row["sample"])
-    answers = probe_answers(rows, prompts, tokenizer)
+    problems = read_problems(source, bench)[: plan.problems]
+    answers = probe_answers(rows, problems, find_protocol("lab"), tokenizer)
     scores = Probe(answers, tokenizer.pad_token_id).score(model)
     atomic_write_json(folder / PROBE_FILE, {"answers": [asdict(answer) for answer in answers], "logp": scores})
     seconds = {"lab": built - started, "evaluation": time.perf_counter() - built}
@@ -227,14 +226,22 @@ class ProbeHistory:
         return change
 
     def by_problem(self, change: np.ndarray) -> list[dict[str, Any]]:
-        """Mean change and mean drop (the part below zero) of every problem that had a right answer."""
-        rows: dict[str, list[float]] = {}
+        """One row per problem that had a right answer: mean change and mean drop (the part below zero) of its answers;
+        `complete` and `partial`: mean change of those that carry out every operation and of the others, or None."""
+        rows: dict[str, list[tuple[float, bool]]] = {}
         for answer, value in zip(self.probe.answers, change.tolist(), strict=True):
-            rows.setdefault(answer.problem, []).append(value)
-        return [
-            {"problem": name, "mean": float(np.mean(values)), "drop": float(np.mean([max(0.0, -v) for v in values]))}
-            for name, values in rows.items()
-        ]
+            rows.setdefault(answer.problem, []).append((value, answer.complete))
+        return [{"problem": name, **_changes(found)} for name, found in rows.items()]
+
+
+def _changes(found: Sequence[tuple[float, bool]]) -> dict[str, float | None]:
+    values = [value for value, _ in found]
+    parts = {
+        name: [value for value, complete in found if complete == wanted]
+        for name, wanted in (("complete", True), ("partial", False))
+    }
+    means = {name: float(np.mean(part)) if part else None for name, part in parts.items()}
+    return {"mean": float(np.mean(values)), "drop": float(np.mean([max(0.0, -value) for value in values])), **means}
 
 
 def train(run: Run, plan: Plan) -> None:
@@ -288,12 +295,10 @@ def train(run: Run, plan: Plan) -> None:
 def known_problems(lab: ArithmeticLabPaths) -> dict[str, Known]:
     """Training problems by their prompt."""
     rows = read_jsonl(lab.data / "train.jsonl")
-    return {PROMPT.format(question=row["problem"]): _known(row) for row in rows}
-
-
-def _known(row: dict[str, str]) -> Known:
-    """The worked solution writes one equation per operation."""
-    return Known(row["answer"], row["level"], row["solution"].count("="))
+    return {
+        PROMPT.format(question=row["problem"]): Known(row["answer"], row["level"], operations(row["problem"]))
+        for row in rows
+    }
 
 
 def fingerprint(texts: Sequence[str]) -> str:

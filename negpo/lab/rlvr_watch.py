@@ -16,6 +16,8 @@ import numpy as np
 from negpo.eval.problems import last_box
 
 if TYPE_CHECKING:
+    from negpo.eval.problems import Problem
+    from negpo.eval.protocols import Protocol
     from negpo.rollout import RolloutEngine, Sample, Sampling
 
 PROBE_BATCH = 256  # rows scored at once
@@ -81,11 +83,15 @@ def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """A right answer that the model gave before any training; ids hold prompt, answer and end."""
+    """A right answer that the model gave before any training; ids hold prompt, answer and end.
+
+    complete: it carries out every operation; others are right because what they left out adds nothing.
+    """
 
     problem: str
     prompt_tokens: int
     ids: tuple[int, ...]
+    complete: bool
 
 
 class Probe:
@@ -126,22 +132,28 @@ class Probe:
         return model_token_logprobs(model, ids, mask, labels).logps.double().sum(1).numpy()
 
 
+def operations(question: str) -> int:
+    """How many operations a question asks for."""
+    return sum(question.count(sign) for sign in "+-")
+
+
 def probe_answers(
-    rows: Sequence[Mapping[str, Any]], prompts: Mapping[str, Sequence[int]], tokenizer: Any, most: int = 4
+    rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem], card: Protocol, tokenizer: Any, most: int = 4
 ) -> list[ProbeAnswer]:
     """Up to `most` different right answers per problem, those drawn first.
 
     Args:
         rows: right samples (`problem`, `text`) in the order they were drawn.
-        prompts: token ids of every problem's prompt.
+        card: how a question becomes a prompt.
     """
     texts: dict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
         if len(texts[row["problem"]]) < most:
             texts[row["problem"]][row["text"]] = None
-    return [
-        ProbeAnswer(problem, len(prompts[problem]), (*prompts[problem], *tokenizer(text)["input_ids"], end))
-        for problem, found in texts.items()
-        for text in found
-        for end in [tokenizer.eos_token_id]
-    ]
+    answers = []
+    for problem in problems:
+        prompt, needed = card.render(tokenizer, problem.question), operations(problem.question)
+        for text in texts[problem.id]:
+            ids = (*prompt, *tokenizer(text)["input_ids"], tokenizer.eos_token_id)
+            answers.append(ProbeAnswer(problem.id, len(prompt), ids, text.count("=") >= needed))
+    return answers

@@ -29,8 +29,8 @@ def result(demo, name):
 def test_all_methods_draw_the_same_number_of_samples_for_the_same_prompts(demo):
     results = [result(demo, name) for name in METHODS]
     assert {one["prompts"]["sha256"] for one in results} == {results[0]["prompts"]["sha256"]}
-    assert {one["prompts"]["count"] for one in results} == {32}
-    assert {tuple(rollout["samples"] for rollout in one["rollouts"]) for one in results} == {(256, 256)}
+    assert {one["prompts"]["count"] for one in results} == {64}
+    assert {tuple(rollout["samples"] for rollout in one["rollouts"]) for one in results} == {(512, 512)}
     assert [one["steps"] for one in results] == [8] * len(METHODS)
 
 

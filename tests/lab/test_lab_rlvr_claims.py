@@ -28,7 +28,9 @@ def make_run(solved, *, logp=-2.0, tokens=8.0, drop=0.1, complete=0.5, name="x")
     ]
     shares = {"right": 0.5, "all_wrong": 0.3, "all_right": 0.1, "complete": complete, "distinct": 0.6, "entropy": 0.2}
     rollout = {"samples": 4, **shares, "levels": {"Level 1": shares, "Level 2": shares}}
-    probe = [{"problem": row["problem"], "drop": drop, "mean": -drop} for row in problems]
+    probe = [
+        {"problem": row["problem"], "drop": drop, "mean": -drop, "complete": 0.1, "partial": -0.3} for row in problems
+    ]
     return {
         "title": name,
         "problems": problems,
@@ -62,6 +64,12 @@ def test_seeds_that_disagree_widen_the_interval():
     apart = [table + shift for table, shift in zip(tables, (-0.5, 0.0, 0.5), strict=True)]
     widths = [found.high - found.low for found in (estimate(tables), estimate(apart))]
     assert widths[1] > 5 * widths[0]
+
+
+def test_a_seed_without_any_value_does_not_count_and_no_value_at_all_decides_nothing():
+    empty = np.empty((0, 1))
+    assert estimate([np.ones((3, 1)), empty]).seeds == (1.0,)
+    assert Part("x", estimate([empty]), 0.0, True).verdict == "open"
 
 
 def test_a_comparison_is_made_problem_by_problem():
