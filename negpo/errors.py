@@ -20,3 +20,7 @@ class DataError(NegpoError):
 
 class TrainingStopped(NegpoError):
     """A guard ended the run: non-finite values, collapse. The message names the checkpoint that is still good."""
+
+
+class TrainingInterrupted(TrainingStopped):
+    """SIGTERM ended the run after a complete checkpoint. The command line exits with status 143, as a shell would."""

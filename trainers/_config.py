@@ -55,6 +55,13 @@ class OfflineConfig(TrainingArguments):
     check_reference: bool = field(
         default=True, metadata={"help": "Refuse to start when policy and reference differ before the first step."}
     )
+    hang_timeout: float = field(
+        default=3600.0,
+        metadata={
+            "help": "Seconds without progress after which all ranks write their stacks to OUTPUT_DIR/stacks and the "
+            "run ends with status 124. 0: never."
+        },
+    )
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained when the model is given by name."}
     )

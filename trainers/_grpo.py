@@ -8,7 +8,7 @@ and by a test.
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -94,6 +94,10 @@ class GRPOAdapter(GRPOTrainer):
         raise NotImplementedError
 
     def micro_batch_loss(self, model: Any, batch: Record) -> Tensor:
+        raise NotImplementedError
+
+    def saving(self, trial: Any) -> AbstractContextManager:
+        """Surrounds everything that writes a checkpoint."""
         raise NotImplementedError
 
     def save_rollout_state(self, trial: Any) -> None:
@@ -197,8 +201,9 @@ class GRPOAdapter(GRPOTrainer):
         return self.train_sampler
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        self.save_rollout_state(trial)
+        with self.saving(trial):
+            super()._save_checkpoint(model, trial)
+            self.save_rollout_state(trial)
 
 
 class EpochOrder(torch.utils.data.Sampler):

@@ -16,6 +16,8 @@ from negpo.trainers._data import EpochSampler
 from negpo.trainers._metrics import LogBuffer
 from negpo.trainers._model import rows_of_tied_embedding
 from negpo.trainers._sharding import settle_layouts
+from negpo.trainers._signals import StopOnSigterm
+from negpo.trainers._watch import HangWatch
 
 
 class OfflineTrainer(Trainer):
@@ -38,6 +40,9 @@ class OfflineTrainer(Trainer):
         super().__init__(**arguments)
         self.args._n_gpu = min(self.args._n_gpu, 1)  # torch DataParallel cannot run us; several GPUs: accelerate launch
         self.add_callback(FiniteGradients(self))
+        self._signals, self._watch = StopOnSigterm(self), HangWatch(self)
+        self.add_callback(self._signals)
+        self.add_callback(self._watch)
         self._buffer = LogBuffer()
         self._settled = False  # whether all processes know how rows can be packed
         self.window_rows = ""  # the rows of the optimiser batch, in words
@@ -70,9 +75,14 @@ class OfflineTrainer(Trainer):
         resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
         self._prepare_reference()  # here the weights are still those of the starting model, on resume too
         if resume is not None:
-            _checkpoint.check_provenance(resume, self._provenance())
+            _checkpoint.check_provenance(resume, self._identity())
             self._load_extras(Path(resume))
-        return super().train(resume_from_checkpoint=resume, **kwargs)
+        with self._signals.listening(), self._watch.watching():
+            return super().train(resume_from_checkpoint=resume, **kwargs)
+
+    def _identity(self) -> dict[str, Any]:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return self._provenance() | _checkpoint.layout(self.args, exact=sharded)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.accelerator.num_processes > 1 and not self._settled:
@@ -124,19 +134,10 @@ class OfflineTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        try:
+        with _checkpoint.writing(self, folder, self._identity()):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 self._save_extras(folder)
-        except Exception as error:
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, TrainingStopped):  # from _save, already in words
-                raise
-            raise TrainingStopped(_not_saved(folder, error, self.args.output_dir)) from error
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            _checkpoint.seal(folder, self._provenance())
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write into a hidden folder first, so that ``output_dir`` never holds half a model."""
@@ -147,12 +148,6 @@ class OfflineTrainer(Trainer):
             for path in sorted(work.iterdir()):
                 os.replace(path, target / path.name)
         except Exception as error:  # OSError, or safetensors' own for the same full disk
-            raise TrainingStopped(_not_saved(target, error, self.args.output_dir)) from error
+            raise TrainingStopped(_checkpoint.not_saved(target, error, self.args.output_dir)) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
-
-
-def _not_saved(folder: Path, error: Exception, output_dir: str) -> str:
-    last = _checkpoint.last_complete(output_dir)
-    kept = f"The last complete checkpoint is {last}" if last else "There is no complete checkpoint"
-    return f"{folder} could not be written: {error}. Nothing half-written is left; free disk space and resume. {kept}"

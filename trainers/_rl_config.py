@@ -37,6 +37,13 @@ class PolicyConfig(GRPOConfig):
 
     logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
 
+    hang_timeout: float = field(
+        default=3600.0,
+        metadata={
+            "help": "Seconds without progress after which all ranks write their stacks to OUTPUT_DIR/stacks and the "
+            "run ends with status 124. 0: never."
+        },
+    )
     # batches
     updates_per_rollout: int = field(
         default=4,

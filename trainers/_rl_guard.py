@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from negpo.trainers._callbacks import FiniteGradients
 from negpo.trainers._rl_collect import CollectsRollouts
 from negpo.trainers._rl_state import load_state, save_state
 from negpo.trainers._rl_watchdog import Watchdog
+from negpo.trainers._signals import StopOnSigterm
+from negpo.trainers._watch import HangWatch
 
 
 class EpochBegins(TrainerCallback):
@@ -45,6 +48,9 @@ class GuardedRun(CollectsRollouts):
         self._observed = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
         self.add_callback(FiniteGradients(self))
         self.add_callback(EpochBegins(self))
+        self.signals, self.watch = StopOnSigterm(self), HangWatch(self)
+        self.add_callback(self.signals)
+        self.add_callback(self.watch)
 
     # ---- watching one optimiser step ------------------------------------------------------------------------------
 
@@ -89,7 +95,9 @@ class GuardedRun(CollectsRollouts):
         if step:
             folder = Path(self.args.output_dir) / f"checkpoint-{step}"
             if _checkpoint.damage(folder) is not None:
-                with contextlib.suppress(OSError):  # the disk may be full too; the reason to stop is the other one
+                with contextlib.suppress(
+                    TrainingStopped
+                ):  # the disk may be full too; the reason to stop is the other one
                     self._save_checkpoint(self.model, trial=None)
             last = _checkpoint.last_complete(self.args.output_dir)
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
@@ -111,7 +119,8 @@ class GuardedRun(CollectsRollouts):
         if resume is not None:
             _checkpoint.check_provenance(resume, self._provenance())
             self._restore(Path(resume))
-        return super().train(resume, *args, **kwargs)
+        with self.signals.listening(), self.watch.watching():
+            return super().train(resume, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.state.global_step >= self.state.max_steps:
@@ -134,9 +143,12 @@ class GuardedRun(CollectsRollouts):
             "watchdog": self.watchdog.state(),
         }
         save_state(folder, self.accelerator.process_index, batches, state)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            _checkpoint.seal(folder, self._provenance())
+
+    @contextlib.contextmanager
+    def saving(self, trial: Any) -> Iterator[None]:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with _checkpoint.writing(self, folder, self._provenance()):
+            yield
 
     def _restore(self, folder: Path) -> None:
         batches, state = load_state(folder, self.accelerator.process_index, self.accelerator.device)
@@ -159,7 +171,7 @@ class GuardedRun(CollectsRollouts):
                 args.gradient_accumulation_steps,
                 args.num_iterations,
             ],
-        }
+        } | _checkpoint.layout(args, exact=True)  # every rank keeps its own part of the rollout
 
     @property
     def _rows_digest(self) -> str:

@@ -1,13 +1,17 @@
 """Where completions come from: an engine of ``negpo.rollout``, per-sample seeds, proof after every weight sync."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from negpo.errors import ConfigError
+from negpo.errors import ConfigError, TrainingStopped
 from negpo.rollout import RolloutEngine, Sampling, SyncReport, make_engine
+from negpo.rollout.base import EngineError, StaleWeightsError
+from negpo.trainers import _checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +56,9 @@ class RolloutSource:
         name = str(self.rollouts) if training else f"evaluation {self.trainer.state.global_step}"
         keys = [f"{name}:{first_prompt + i}" for i in range(len(prompts))]
         self.rollouts += training
-        with self.trainer.whole_weights():
+        with self.trainer.whole_weights(), explained(self.trainer):
             groups = self.engine.generate(prompts, self._sampling(n), prompt_keys=keys)
+        self.trainer.watch.beat()
         samples = [sample for group in groups for sample in group]
         return [list(s.token_ids) for s in samples], [list(s.logprobs) for s in samples]
 
@@ -62,7 +67,8 @@ class RolloutSource:
         step = self.trainer.state.global_step
         if self._synced_at == step or self.in_place:
             return
-        self.last_sync = self.engine.sync(self.trainer.model)
+        with explained(self.trainer):
+            self.last_sync = self.engine.sync(self.trainer.model)
         self._synced_at = step
         for name in ("max_gap", "mean_gap", "seconds"):
             self.trainer.record_metric(f"sync/{name}", getattr(self.last_sync, name))
@@ -104,6 +110,25 @@ class RolloutSource:
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
+
+
+@contextmanager
+def explained(trainer: Any) -> Iterator[None]:
+    """Around the engine's work: whatever kills the engine ends the run with the way to go on.
+
+    Nothing of the rollout is kept. It is a function of seed, number and weights, so a resumed run draws it again.
+    """
+    try:
+        yield
+    except StaleWeightsError:  # the engine is well, and says what to do
+        raise
+    except (EngineError, OSError, RuntimeError) as error:
+        last = _checkpoint.last_complete(trainer.args.output_dir)
+        kept = f"resume from {last}" if last else "no checkpoint was written yet, start again"
+        raise TrainingStopped(
+            f"the rollout engine ({trainer.args.engine}) failed in the rollout after step {trainer.state.global_step}: "
+            f"{type(error).__name__}: {error}. When it is back, {kept}; the same samples are then drawn again"
+        ) from error
 
 
 class PromptStream:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import audit, data, demo, doctor, eval, lab, report, reproduce, train
-from negpo.errors import NegpoError
+from negpo.cli import audit, data, demo, doctor, eval, lab, plan, report, reproduce, train
+from negpo.errors import NegpoError, TrainingInterrupted
 
 COMMANDS = {
     "demo": demo,
@@ -20,6 +20,7 @@ COMMANDS = {
     "audit": audit,
     "report": report,
     "lab": lab,
+    "plan": plan,
     "reproduce": reproduce,
     "doctor": doctor,
 }
@@ -39,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 a negative answer, 2 an error the user can act on, 130 an interrupt."""
+    """Run one command and exit: 0 done, 1 a negative answer, 2 an error the user can act on, 130 an interrupt, 143 a
+    training that wrote its checkpoint after SIGTERM (124: one that hung, see ``negpo.trainers._watch``)."""
     parser = build_parser()
     args, extra = parser.parse_known_args(argv)
     if extra and args.command not in TAKES_CONFIG_FLAGS:
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = COMMANDS[args.command].run(args, extra)
     except NegpoError as error:
         print(f"negpo: error: {error}", file=sys.stderr)
-        status = 2
+        status = 143 if isinstance(error, TrainingInterrupted) else 2
     except KeyboardInterrupt:
         print("negpo: interrupted", file=sys.stderr)
         status = 130
