@@ -37,6 +37,7 @@ PROBE_FILE = "probe.json"
 EVALUATION_ROWS = 1024  # decoded together when the model is evaluated
 PROBE_EVERY = 8  # optimiser steps between looks at the right answers of before
 VERIFIER_WORKERS = 1
+MEANS = {"logp": "logprob", "tokens": "tokens"}  # kept per problem, and the columns of samples.jsonl behind them
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def evaluate(model: Any, tokenizer: Any, lab: ArithmeticLabPaths, plan: Plan, fo
 
     bench, source = custom_benchmark(lab.benchmark)
     problems = read_problems(source, bench)[: plan.problems]
-    manifest = {"model_name": folder.parent.name, "model": f"{lab.root.name}/{folder.parent.name}"}
+    manifest: dict[str, Any] = {"model_name": folder.parent.name, "model": f"{lab.root.name}/{folder.parent.name}"}
     manifest |= {"versions": versions(), "tokenizer": tokenizer_hash(tokenizer)}
     with VerifierPool(workers=VERIFIER_WORKERS) as pool:
         summary = ReasoningRun(
@@ -148,9 +149,6 @@ def evaluate(model: Any, tokenizer: Any, lab: ArithmeticLabPaths, plan: Plan, fo
         means = {key: float(np.mean([row[field] for row in samples])) for key, field in MEANS.items()}
         rows.append({key: count[key] for key in ("problem", "level", "n", "c")} | means)
     return {"problems": rows, "versions": manifest["versions"]}
-
-
-MEANS = {"logp": "logprob", "tokens": "tokens"}
 
 
 def measure_base(plan: Plan) -> None:

@@ -267,7 +267,7 @@ def mismatch_curves(results: Results) -> Picture | None:
 
 def mismatch_table(results: Results) -> Table:
     """Largest and mean gaps of every run, all seeds together."""
-    columns = {
+    columns: dict[str, tuple[str, Callable[[Sequence[float]], Any]]] = {
         "mean gap per token": ("mismatch/mean", np.mean),
         "largest gap": ("mismatch/max", np.max),
         "KL(sampling || training)": ("mismatch/kl", np.mean),
