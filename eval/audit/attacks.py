@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
 from negpo.data.qa import QATemplate
 from negpo.errors import NegpoError
-from negpo.eval.attacks import Attack, AttackResult
-from negpo.eval.attacks.base import AttackData
-from negpo.eval.attacks.probe import LinearProbe, LogitLens
-from negpo.eval.attacks.prompting import Prompting
-from negpo.eval.attacks.quantise import Quantise
-from negpo.eval.attacks.relearn import Relearn
-from negpo.eval.attacks.sampling import Sample
+from negpo.eval.attacks import ATTACKS, Attack, AttackData, AttackResult, make_attack
 from negpo.eval.audit.lines import LineKind
 from negpo.eval.audit.resampling import Counts, Estimate, Resampler
 from negpo.eval.audit.settings import AuditSettings
@@ -24,23 +18,22 @@ RELEARN_ROWS, SHOTS, FOLDS = 10, 4, 5  # fewer where the forget set is small: so
 
 
 def audit_attacks(settings: AuditSettings, forget_rows: int) -> list[Attack]:
-    """The attacks of the suite for a forget set of so many rows, most expensive first; none but in the full suite."""
+    """The attacks of the suite for a forget set of so many rows; none but in the full suite."""
     if not settings.attacked:
         return []
-    reading: dict[str, Any] = {"batching": settings.batching}
-    asking = reading | {"max_new_tokens": settings.max_new_tokens}
-    rows = max(1, min(RELEARN_ROWS, forget_rows // 4))
-    return [
-        Relearn(source="forget", k=rows, **asking),
-        Relearn(source="paraphrase", k=rows, **asking),
-        Relearn(source="retain", k=None, **asking),
-        Prompting(shots=max(1, min(SHOTS, forget_rows - 1)), **asking),
-        Sample(**asking),
-        Quantise(bits=8, **asking),
-        Quantise(bits=4, **asking),
-        LinearProbe(folds=max(2, min(FOLDS, forget_rows // 2)), **reading),
-        LogitLens(**reading),
-    ]
+    small: dict[str, dict[str, int]] = {
+        "relearn_forget": {"k": max(1, min(RELEARN_ROWS, forget_rows // 4))},
+        "relearn_paraphrase": {"k": max(1, min(RELEARN_ROWS, forget_rows // 4))},
+        "prompting": {"shots": max(1, min(SHOTS, forget_rows - 1))},
+        "linear_probe": {"folds": max(2, min(FOLDS, forget_rows // 2))},
+    }
+    common = {"max_new_tokens": settings.max_new_tokens, "batching": settings.batching}
+    attacks = []
+    for name in ATTACKS:
+        known = {field.name for field in fields(make_attack(name))}  # type: ignore[arg-type]  # all are dataclasses
+        shared = {key: value for key, value in common.items() if key in known}
+        attacks.append(make_attack(name, **shared, **small.get(name, {})))
+    return attacks
 
 
 def attack_identity(attack: Attack, seed: int) -> dict[str, Any]:

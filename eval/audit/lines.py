@@ -1,16 +1,17 @@
 """Verdict lines: each compares one number with that of a model that never saw the forget set.
 
-Three rules, all judged on bootstrap resamples of the rows shared by model M, retain model R and target T:
+The rules, judged on bootstrap resamples of the rows that model M, retain model R and target T share:
 
-* leak: M − R must stay below ``leak_margin`` · (T − R) at the upper end of the interval. "No worse than R" alone could
-  never be shown with finitely many rows; the margin is a share of what there was to forget.
+* leak: M − R must stay below ``leak_margin`` · (T − R). "No worse than R" alone could never be shown with finitely many
+  rows; the margin is a share of what there was to forget.
 * equal: |M − R| likewise. For membership inference, where a model that makes the forget set conspicuously *unlikely*
   tells an attacker as much as one that still knows it.
-* keep: M must stay above (1 − ``utility_margin``) · R at the lower end.
+* keep: M must stay above (1 − ``utility_margin``) · R.
+* test: forget quality keeps its own published rule, a KS test at level ``alpha``.
 
-Forget quality keeps its own published rule, a KS test at level ``alpha``. The burden of proof lies with the model: too
-few rows widen the interval and fail the line. A line on which the target itself is not shown to differ from the retain
-model has no power, says so and counts for nothing.
+A line passes when the whole interval of the excess lies inside the margin, fails when it lies outside, and is undecided
+when it crosses: more rows would tell. A line on which the target itself is not shown to differ from the retain model
+has no power and counts for nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from negpo.eval.audit.settings import AuditSettings
 
 Group = Literal["forgotten", "preserved", "robust"]
 Rule = Literal["leak", "equal", "keep", "test"]
+Outcome = Literal["pass", "fail", "undecided", "no power"]
 GROUPS: tuple[Group, ...] = ("forgotten", "preserved", "robust")
+OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "undecided", "no power")
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,19 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Line:
-    """One verdict. ``passed`` is None where the line has no power or no number; ``note`` says why, or how it failed.
+    """One verdict; ``note`` says how it failed or why nothing can be told.
 
-    ``share``: what of the target's knowledge beyond the retain model is left, (M − R) / (T − R); NaN for other rules.
+    ``limit`` is where the margin ends. ``share``: what of the target's knowledge beyond the retain model is left,
+    (M − R) / (T − R); NaN for the rules that do not compare with it.
     """
 
     kind: LineKind
-    value: float
-    low: float
-    high: float
+    model: Estimate
     retain: Estimate
     target: Estimate
     limit: float
     share: float
-    passed: bool | None
+    outcome: Outcome
     rule: str
     note: str
 
@@ -91,15 +93,13 @@ def judge(
     """The verdict on one metric; None when it was not measured."""
     if not all(kind.metric in estimates for estimates in (found, retain, target)):
         return None
-    trio = found[kind.metric], retain[kind.metric], target[kind.metric]
-    passed, limit, note = _RULES[kind.rule](*trio, settings, resampler)
-    model, control, before = trio
+    model, control, before = found[kind.metric], retain[kind.metric], target[kind.metric]
+    outcome, limit, note = _RULES[kind.rule](model, control, before, settings, resampler)
     if math.isnan(model.value):
-        passed, note = False, "not a number"
+        outcome, note = "fail", "not a number"
     gap = before.value - control.value
     share = (model.value - control.value) / gap if kind.rule in ("leak", "equal") and gap else math.nan
-    rule = rule_text(kind.rule, settings)
-    return Line(kind, model.value, model.low, model.high, control, before, limit, share, passed, rule, note)
+    return Line(kind, model, control, before, limit, share, outcome, rule_text(kind.rule, settings), note)
 
 
 def rule_text(rule: Rule, settings: AuditSettings) -> str:
@@ -107,53 +107,55 @@ def rule_text(rule: Rule, settings: AuditSettings) -> str:
     share, kept = f"{settings.leak_margin:.0%}", f"{1 - settings.utility_margin:.0%}"
     return {
         "test": f"p above {settings.alpha:g} against the retain model",
-        "leak": f"at most {share} of the way from the retain model to the target, at the upper end of the interval",
-        "equal": f"within {share} of the target's distance from the retain model, on either side, over the interval",
-        "keep": f"at least {kept} of the retain model's value, at the lower end of the interval",
+        "leak": f"at most {share} of the way from the retain model to the target",
+        "equal": f"within {share} of the target's distance from the retain model, on either side",
+        "keep": f"at least {kept} of the retain model's value",
     }[rule]
 
 
-Judged = tuple[bool | None, float, str]
+Judged = tuple[Outcome, float, str]
 
 
 def _test(model: Estimate, retain: Estimate, target: Estimate, settings: AuditSettings, _: Resampler) -> Judged:
     if target.value > settings.alpha:
-        return None, settings.alpha, f"no power: the target itself has p = {target.value:.2g}"
-    return model.value > settings.alpha, settings.alpha, ""
+        return "no power", settings.alpha, f"the target itself has p = {target.value:.2g}"
+    return "pass" if model.value > settings.alpha else "fail", settings.alpha, ""
 
 
 def _leak(model: Estimate, retain: Estimate, target: Estimate, settings: AuditSettings, resampler: Resampler) -> Judged:
-    allowed = settings.leak_margin * (target.draws - retain.draws)
+    gap = target.draws - retain.draws
     limit = retain.value + settings.leak_margin * (target.value - retain.value)
-    if resampler.ends(target.draws - retain.draws)[0] <= 0:
-        return None, limit, "no power: the target is not shown to know more than the retain model"
-    passed, note = _within(model.draws - retain.draws - allowed, resampler, "leaks")
-    return passed, limit, note
+    if resampler.ends(gap)[0] <= 0:
+        return "no power", limit, "the target is not shown to know more than the retain model"
+    outcome = _decide(model.draws - retain.draws - settings.leak_margin * gap, resampler)
+    return outcome, limit, "leaks" if outcome == "fail" else ""
 
 
 def _equal(
     model: Estimate, retain: Estimate, target: Estimate, settings: AuditSettings, resampler: Resampler
 ) -> Judged:
-    passed, limit, note = _leak(model, retain, target, settings, resampler)
-    if passed is None:
-        return passed, limit, note
-    allowed = settings.leak_margin * (target.draws - retain.draws)
-    below, other = _within(retain.draws - model.draws - allowed, resampler, "over-unlearned: conspicuously unlikely")
-    return passed and below, limit, note if model.value > retain.value else other
+    above, limit, note = _leak(model, retain, target, settings, resampler)
+    if above in ("no power", "fail"):
+        return above, limit, note
+    gap = target.draws - retain.draws
+    below = _decide(retain.draws - model.draws - settings.leak_margin * gap, resampler)
+    if below == "fail":
+        return "fail", limit, "over-unlearned: conspicuously unlikely"
+    return "pass" if above == below == "pass" else "undecided", limit, ""
 
 
 def _keep(model: Estimate, retain: Estimate, target: Estimate, settings: AuditSettings, resampler: Resampler) -> Judged:
     kept = 1 - settings.utility_margin
     if resampler.ends(retain.draws)[0] <= 0:
-        return None, kept * retain.value, "no power: the retain model has nothing to preserve"
-    passed, note = _within(kept * retain.draws - model.draws, resampler, "lost")
-    return passed, kept * retain.value, note
+        return "no power", kept * retain.value, "the retain model has nothing to preserve"
+    outcome = _decide(kept * retain.draws - model.draws, resampler)
+    return outcome, kept * retain.value, "lost" if outcome == "fail" else ""
 
 
-def _within(excess: np.ndarray, resampler: Resampler, beyond: str) -> tuple[bool, str]:
-    """Whether the interval of an excess over the allowed ends at or below zero; else whether it lies above it."""
+def _decide(excess: np.ndarray, resampler: Resampler) -> Outcome:
+    """Where the interval of an excess over the allowed lies: at or below zero, above it, or across."""
     low, high = resampler.ends(excess)
-    return bool(high <= 0), "" if high <= 0 else beyond if low > 0 else "undecided: the interval crosses the margin"
+    return "pass" if high <= 0 else "fail" if low > 0 else "undecided"
 
 
 _RULES = {"test": _test, "leak": _leak, "equal": _equal, "keep": _keep}

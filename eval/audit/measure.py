@@ -175,8 +175,9 @@ class _Runner:
         detail = {"detailed": settings.detailed, "mia_k": settings.mia_k} if name in MEMBERS else {}
         results = self.stages.run(f"score-{name}", self._data(name) | detail, compute)
         add_losses(measured.rows, answers, results)
-        if broken := sum(np.isnan(float(result["nll"])) for result in results):
-            measured.unusable[name] = int(broken)
+        broken = {answer.row for answer, one in zip(answers, results, strict=True) if np.isnan(float(one["nll"]))}
+        if broken:
+            measured.unusable[name] = len(broken)
 
     def generate(self, name: str, measured: Measured) -> None:
         prompts, settings = self.plan.prompts[name], self.plan.settings

@@ -84,6 +84,9 @@ def numbers_of(measured: Measured, retain: Measured, plan: Plan, resampler: Resa
     for name, value in summary.metrics.items():
         if name in statistics:
             numbers.estimates[name] = replace(resampler.estimate(statistics[name]), value=value)
+    for name in numbers.scores and MIA:  # DeLong's interval does not shrink to a point where the classes separate
+        low, high = summary.details[name]["interval"]
+        numbers.estimates[name] = replace(numbers.estimates[name], low=low, high=high)
     return numbers
 
 

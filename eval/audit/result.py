@@ -12,7 +12,7 @@ from typing import Any
 
 from negpo.data.io import atomic_write, atomic_write_json, strict
 from negpo.eval.attacks import AttackResult
-from negpo.eval.audit.lines import GROUPS, Line
+from negpo.eval.audit.lines import GROUPS, OUTCOMES, Line
 from negpo.eval.audit.measure import MEMBERS, Measured
 from negpo.eval.audit.numbers import Numbers, roc_points
 from negpo.eval.audit.require import Outcome
@@ -35,18 +35,19 @@ class ModelAudit:
     def label(self) -> str:
         return self.measured.checkpoint.label
 
-    def passed(self, group: str) -> tuple[int, int]:
-        """(lines passed, lines that can tell) of a group."""
-        told = [line.passed for line in self.lines if line.kind.group == group and line.passed is not None]
-        return sum(told), len(told)
+    def count(self, group: str) -> dict[str, int]:
+        """Lines of a group by outcome."""
+        outcomes = [line.outcome for line in self.lines if line.kind.group == group]
+        return {outcome: outcomes.count(outcome) for outcome in OUTCOMES}
 
     def values(self) -> dict[str, float]:
-        """Every number by name, attacks and the share of lines passed by group included."""
+        """Every number by name, those of attacks too, and by group the share of its lines with power that passed."""
         values = dict(self.numbers.summary.metrics)
         values |= {name: result.value for name, result in self.measured.attacks.items()}
         for group in GROUPS:
-            passed, told = self.passed(group)
-            values[group] = passed / told if told else math.nan
+            counted = self.count(group)
+            told = sum(counted.values()) - counted["no power"]
+            values[group] = counted["pass"] / told if told else math.nan
         return values
 
 
@@ -110,7 +111,7 @@ def _model_dict(one: ModelAudit, target: ModelAudit, retain: ModelAudit) -> dict
         "missing": summary.missing,
         "details": summary.details,
         "lines": [_line_dict(line) for line in one.lines],
-        "groups": {group: dict(zip(("passed", "told"), one.passed(group), strict=True)) for group in GROUPS},
+        "groups": {group: one.count(group) for group in GROUPS},
         "attacks": {name: _attack_dict(result) for name, result in one.measured.attacks.items()},
         "roc": _rocs(one.numbers),
         "worst": {"forget": _leaks(one, target, retain), "preserved": _losses(one, target, retain)},
@@ -124,12 +125,9 @@ def _number(value: float, estimate: Estimate | None) -> dict[str, float]:
 
 def _line_dict(line: Line) -> dict[str, Any]:
     kind = {"group": line.kind.group, "metric": line.kind.metric, "title": line.kind.title, "type": line.kind.rule}
-    controls = {
-        name: {"value": one.value, "low": one.low, "high": one.high}
-        for name, one in (("retain", line.retain), ("target", line.target))
-    }
-    names = ("value", "low", "high", "limit", "share", "passed", "rule", "note")
-    return kind | {name: getattr(line, name) for name in names} | controls
+    sides = {name: _number(one.value, one) for name, one in (("retain", line.retain), ("target", line.target))}
+    verdict = {name: getattr(line, name) for name in ("limit", "share", "outcome", "rule", "note")}
+    return kind | _number(line.model.value, line.model) | verdict | sides
 
 
 def _attack_dict(result: AttackResult) -> dict[str, Any]:

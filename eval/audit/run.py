@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from negpo.eval.audit.attacks import audit_attacks, line_kind
+from negpo.eval.attacks import ATTACKS
+from negpo.eval.audit.attacks import line_kind
 from negpo.eval.audit.checkpoints import Checkpoint, check_family, check_vocabulary_of, inspect_checkpoint
 from negpo.eval.audit.lines import GROUPS, KINDS, judge
 from negpo.eval.audit.measure import Loader, Measured, Plan, Role, measure
@@ -26,8 +27,8 @@ STAGES = "stages"
 
 def metric_names(settings: AuditSettings) -> list[str]:
     """Every name that a requirement may use in this suite."""
-    attacks = [attack.name for attack in audit_attacks(settings, forget_rows=1)]
-    return [*QUICK_METRICS, *(STANDARD_METRICS if settings.detailed else ()), *attacks, *GROUPS]
+    standard = STANDARD_METRICS if settings.detailed else ()
+    return [*QUICK_METRICS, *standard, *(ATTACKS if settings.attacked else ()), *GROUPS]
 
 
 def missing_metrics(data: TofuData, settings: AuditSettings) -> dict[str, str]:

@@ -26,8 +26,7 @@ SECTIONS = [
     ("All numbers", "numbers"),
     ("Manifest", "manifest"),
 ]
-MARKS = {True: "pass", False: "fail", None: "cannot tell"}
-TONES = {True: "good", False: "bad", None: ""}
+TONES = {"pass": "good", "fail": "bad", "undecided": "warn", "no power": ""}
 
 
 def render_audit(path: Path, out: Path | None = None) -> Path:
@@ -66,18 +65,19 @@ def render_audit(path: Path, out: Path | None = None) -> Path:
 
 
 def card(model: dict[str, Any]) -> dict[str, Any]:
-    """One model in a sentence: lines passed by group, and the ones it failed, by the way they failed."""
-    groups = {name: one for name, one in model["groups"].items() if one["told"]}
-    failed: dict[str, list[str]] = {}
+    """One model in a sentence: lines passed by group, and the ones that did not pass, by the way they did not."""
+    groups = {name: one for name, one in model["groups"].items() if sum(one.values()) > one["no power"]}
+    others: dict[str, list[str]] = {}
     for line in model["lines"]:
-        if line["passed"] is False:
-            failed.setdefault(line["note"] or "failed", []).append(line["title"])
-    headline = ", ".join(f"{name} {one['passed']}/{one['told']}" for name, one in groups.items())
+        if line["outcome"] in ("fail", "undecided"):
+            others.setdefault(line["note"] or line["outcome"], []).append(line["title"])
+    outcomes = {line["outcome"] for line in model["lines"]}
+    passed = [f"{name} {one['pass']}/{sum(one.values()) - one['no power']}" for name, one in groups.items()]
     return {
         "title": model["label"],
-        "tone": "bad" if failed else "good",
-        "headline": headline or "nothing could be told",
-        "failed": [f"{how[0].upper()}{how[1:]}: {', '.join(titles)}." for how, titles in failed.items()],
+        "tone": "bad" if "fail" in outcomes else "warn" if "undecided" in outcomes else "good",
+        "headline": ", ".join(passed),
+        "others": [f"{how[0].upper()}{how[1:]}: {', '.join(titles)}." for how, titles in others.items()],
         "warnings": model["warnings"],
     }
 
@@ -115,9 +115,9 @@ def _verdict(line: dict[str, Any] | None) -> Cell:
     if line["type"] == "leak" and share > 0:
         notes.append(f"{share:.0%} of the way to the target")
     return Cell(
-        f"{MARKS[line['passed']]} {number(float(line['value']))}",
+        f"{line['outcome']} {number(float(line['value']))}",
         "; ".join([*notes, *filter(None, [line["note"]])]),
-        TONES[line["passed"]],
+        TONES[line["outcome"]],
     )
 
 
@@ -142,7 +142,7 @@ def requirements_table(audit: dict[str, Any]) -> Table | None:
             Cell(one["requirement"]),
             Cell(number(float(one["value"]))),
             Cell(number(float(one["bound"]))),
-            Cell("met" if one["met"] else "not met", "", TONES[one["met"]]),
+            Cell("met" if one["met"] else "not met", "", "good" if one["met"] else "bad"),
         ]
         for one in audit["requirements"]
     ]

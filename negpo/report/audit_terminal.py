@@ -7,7 +7,7 @@ from typing import Any
 
 from negpo.report.unlearning import number
 
-MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "dim")}
+MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "undecided": ("~", "yellow"), "no power": ("?", "dim")}
 INTERVALS_UP_TO = 3  # models; more columns leave no room
 
 
@@ -31,7 +31,7 @@ def _verdicts(audit: dict[str, Any]) -> Any:
     from rich.text import Text
 
     models = audit["models"]
-    table = Table(title="negpo audit: ✓ passed, ✗ failed, ? cannot tell")
+    table = Table(title="negpo audit: ✓ pass, ✗ fail, ~ undecided, ? no power")
     for name in ("line", *(model["label"] for model in models), "retain", "target"):
         table.add_column(name, no_wrap=name == "line")
     for line in models[0]["lines"]:
@@ -41,11 +41,11 @@ def _verdicts(audit: dict[str, Any]) -> Any:
             cells.append(_cell(twin, intervals=len(models) <= INTERVALS_UP_TO))
         controls = (number(float(line[name]["value"])) for name in ("retain", "target"))
         table.add_row(line["metric"], *cells, *controls, end_section=_last_of_group(models[0]["lines"], line))
-    passed = [
-        ", ".join(f"{one['passed']}/{one['told']}" for one in model["groups"].values() if one["told"])
-        for model in models
-    ]
-    table.add_row("lines passed", *(Text(text, "bold") for text in passed), "", "")
+    for group in models[0]["groups"]:
+        counts = [model["groups"][group] for model in models]
+        if any(sum(one.values()) for one in counts):
+            cells = [" ".join(f"{MARKS[name][0]}{count}" for name, count in one.items() if count) for one in counts]
+            table.add_row(Text(group, "bold"), *(Text(text, "bold") for text in cells), "", "")
     return table
 
 
@@ -54,7 +54,7 @@ def _cell(line: dict[str, Any] | None, *, intervals: bool) -> Any:
 
     if line is None:
         return Text("–", "dim")
-    mark, style = MARKS[line["passed"]]
+    mark, style = MARKS[line["outcome"]]
     values = [number(float(line[name])) for name in ("value", "low", "high")]
     return Text(f"{mark} {values[0]}" + (f" [{values[1]}, {values[2]}]" if intervals else ""), style)
 
