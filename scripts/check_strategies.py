@@ -5,9 +5,9 @@
     python scripts/check_strategies.py --methods npo,nsr --strategies zero3,fsdp2 --lora no
 
 For each method, with LoRA and without: per-step losses and the final weights (read back with ``from_pretrained`` from
-what was saved) against a run in one process; a run cut after step 2 and resumed against the whole one; a data set whose
-last batch is uneven; for the policy methods ranks without a single live row. Prints a table in Markdown and ends with
-status 1 when a cell fails.
+what was saved) against a run in one process; a run cut inside an epoch or rollout and resumed against the whole one; a
+data set whose last batch is uneven; for the policy methods ranks without a single live row. Prints a table in Markdown
+and ends with status 1 when a cell fails.
 
 Tolerance: everything is float32 and the same sums are taken in another order (over ranks, over shards), so losses may
 differ by some units of 2^-24 of what is summed, and weights by the same times learning rate and steps. Measured are
@@ -156,12 +156,12 @@ def pretend_gpus() -> None:
 
 def run_case(args: argparse.Namespace, case: str, folder: Path) -> dict[str, Any]:
     """Losses of the whole run, of the resumed one and of the uneven one; weights go to ``folder``."""
-    steps = 4 if case.startswith(POLICY) else 3
+    steps, cut_after = 4, 3  # 3: inside the second epoch, or the second rollout
     whole = make_trainer(args, case, folder / "whole", max_steps=steps)
     whole.train()
     whole.save_model(str(folder / "whole" / "final"))
-    cut = {"save_strategy": "steps", "save_steps": 2}
-    make_trainer(args, case, folder / "cut", max_steps=2, **cut).train()
+    cut = {"save_strategy": "steps", "save_steps": cut_after}
+    make_trainer(args, case, folder / "cut", max_steps=cut_after, **cut).train()
     resumed = make_trainer(args, case, folder / "cut", max_steps=steps, **cut)
     resumed.train(resume_from_checkpoint=True)
     resumed.save_model(str(folder / "cut" / "final"))

@@ -11,6 +11,20 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 
+class EpochBegins(TrainerCallback):
+    """Tells ``trainer.train_sampler`` which epoch it shuffles for.
+
+    The Trainer tells the data loader, but when a run on several processes is resumed inside an epoch, accelerate wraps
+    the sampler so deeply that it is not passed on, and the order would be that of the first epoch.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.train_sampler.epoch = math.floor((state.epoch or 0.0) + 1e-6)
+
+
 class FiniteGradients(TrainerCallback):
     """Stops before the optimiser can write a NaN into the weights. Installed by UnlearnTrainer itself."""
 

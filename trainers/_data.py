@@ -205,7 +205,7 @@ class IdkRows(Sequence):
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Yields ``(epoch, index)``; the order is a pure function of (seed, epoch). The Trainer calls ``set_epoch``."""
+    """Yields ``(epoch, index)``; the order is a pure function of (seed, epoch). ``EpochBegins`` sets the epoch."""
 
     def __init__(self, n: int, seed: int, *, shuffle: bool):
         self.n, self.seed, self.shuffle, self.epoch = n, seed, shuffle, 0

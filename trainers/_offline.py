@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from negpo.errors import TrainingStopped
 from negpo.trainers import _checkpoint
-from negpo.trainers._callbacks import FiniteGradients
+from negpo.trainers._callbacks import EpochBegins, FiniteGradients
 from negpo.trainers._data import EpochSampler
 from negpo.trainers._metrics import LogBuffer
 from negpo.trainers._model import rows_of_tied_embedding
@@ -39,6 +39,7 @@ class OfflineTrainer(Trainer):
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
         self.args._n_gpu = min(self.args._n_gpu, 1)  # torch DataParallel cannot run us; several GPUs: accelerate launch
+        self.add_callback(EpochBegins(self))
         self.add_callback(FiniteGradients(self))
         self._signals, self._watch = StopOnSigterm(self), HangWatch(self)
         self.add_callback(self._signals)
@@ -68,7 +69,9 @@ class OfflineTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        return EpochSampler(len(dataset), dataset.seed, shuffle=self.args.train_sampling_strategy == "random")
+        shuffle = self.args.train_sampling_strategy == "random"
+        self.train_sampler = EpochSampler(len(dataset), dataset.seed, shuffle=shuffle)
+        return self.train_sampler
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # type: ignore[override]
         """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""

@@ -1,34 +1,22 @@
 """The part of a run that is not about its method: guards, logs, checkpoints that resume exactly."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from negpo.data.rows import fingerprint_rows
 from negpo.errors import TrainingStopped
 from negpo.trainers import _checkpoint
-from negpo.trainers._callbacks import FiniteGradients
+from negpo.trainers._callbacks import EpochBegins, FiniteGradients
 from negpo.trainers._rl_collect import CollectsRollouts
 from negpo.trainers._rl_state import load_state, save_state
 from negpo.trainers._rl_watchdog import Watchdog
 from negpo.trainers._signals import StopOnSigterm
 from negpo.trainers._watch import HangWatch
-
-
-class EpochBegins(TrainerCallback):
-    """Tells the sampler which epoch it shuffles for."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.train_sampler.epoch = math.floor((state.epoch or 0.0) + 1e-6)
 
 
 class GuardedRun(CollectsRollouts):

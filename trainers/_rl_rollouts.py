@@ -122,7 +122,7 @@ def explained(trainer: Any) -> Iterator[None]:
         yield
     except StaleWeightsError:  # the engine is well, and says what to do
         raise
-    except (EngineError, OSError, RuntimeError) as error:
+    except (EngineError, OSError, EOFError, RuntimeError) as error:
         last = _checkpoint.last_complete(trainer.args.output_dir)
         kept = f"resume from {last}" if last else "no checkpoint was written yet, start again"
         raise TrainingStopped(

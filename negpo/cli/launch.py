@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from negpo.configs import CONFIGS
@@ -125,8 +125,6 @@ def run(launch: Launch, method: str, settings: Sequence[str]) -> int:
     """Start all ranks of this machine, wait for them and return the exit status."""
     import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     gpus = torch.cuda.device_count()
     check(launch, gpus)
@@ -135,10 +133,19 @@ def run(launch: Launch, method: str, settings: Sequence[str]) -> int:
     if launch.name.startswith("zero") and not gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     words = accelerate_arguments(launch, method, settings, gpus=gpus)
+    return status_of(lambda: launch_command(launch_command_parser().parse_args(words)))
+
+
+def status_of(start: Callable[[], object]) -> int:
+    """Call a launcher and turn what it raises into an exit status."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        launch_command(launch_command_parser().parse_args(words))
+        start()
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # a killed rank takes others with it within milliseconds, and the launcher may see those first
+        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
         return _status(failure.exitcode, f"rank {rank} (process {failure.pid})")
     except subprocess.CalledProcessError as error:
         return _status(error.returncode, "the training process")
