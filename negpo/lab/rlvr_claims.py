@@ -1,174 +1,35 @@
-"""From the runs of `negpo demo rlvr` to estimates with intervals, and to verdicts on what was claimed about them.
-
-Every quantity is first a value per test problem, so that all methods are compared on the same problems of the same
-seed. Intervals come from a bootstrap in two levels: seeds with replacement, then problems within each; with one seed
-only the problems are drawn. The estimate of one problem already carries the noise of its samples.
-"""
+"""What papers lead one to expect of the runs of `negpo demo rlvr`: inequalities with bounds, and how they came out."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from negpo.eval.passk import default_ks, pass_at_k_curve
-from negpo.report.results import RUN_FILE
+from negpo.lab.rlvr_estimates import (
+    BASE,
+    GROUP,
+    Estimate,
+    Floats,
+    Results,
+    all_wrong_shares,
+    area_values,
+    change_values,
+    compare,
+    drop_values,
+    entropy_against,
+    entropy_at_equal_accuracy,
+    estimate,
+    fall_at_accuracy_of,
+    first_and_last,
+    pass_values,
+    rollout_mean,
+)
 
-BASE = "base"
-GROUP = 16  # answers per group in the lab recipes; says how often a group of a level is all wrong
-DRAWS = 4000
 KEPT_ENTROPY = 0.8  # share of the entropy before training that counts as kept
 LOSS_MARGIN = 0.02  # pass@k below which a loss is not told from none
-
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]  # (..., C) means of columns -> (...)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds with its 95 % interval, and the value of every seed."""
-
-    value: float
-    low: float
-    high: float
-    seeds: tuple[float, ...]
-
-    def text(self, form: str = "{:+.3f}") -> str:
-        """`value (low to high)`."""
-        return f"{form.format(self.value)} ({form.format(self.low)} to {form.format(self.high)})"
-
-
-@dataclass(frozen=True)
-class Results:
-    """Results of all runs: seed -> name -> content of its `results.json`. Every seed has the same names."""
-
-    seeds: Mapping[int, Mapping[str, Mapping[str, Any]]]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the runs, `base` first."""
-        return list(next(iter(self.seeds.values())))
-
-    def runs(self, name: str) -> list[Mapping[str, Any]]:
-        """The run of that name in every seed."""
-        return [runs[name] for runs in self.seeds.values()]
-
-    def title(self, name: str) -> str:
-        return self.runs(name)[0]["title"]
-
-    @property
-    def levels(self) -> list[str]:
-        return sorted({row["level"] for row in self.runs(BASE)[0]["problems"]})
-
-    @property
-    def ks(self) -> list[int]:
-        """The k that every problem of every run has samples for."""
-        return default_ks(min(row["n"] for name in self.names for run in self.runs(name) for row in run["problems"]))
-
-
-def load_results(out: Path, seeds: Sequence[int], names: Sequence[str]) -> Results:
-    """Read what the child processes left under `out`."""
-
-    def read(seed: int, name: str) -> dict[str, Any]:
-        return json.loads((out / f"seed{seed}" / name / RUN_FILE).read_text(encoding="utf-8"))
-
-    return Results({seed: {name: read(seed, name) for name in (BASE, *names)} for seed in seeds})
-
-
-# ---- values per problem ----------------------------------------------------------------------------------------------
-
-
-def rows_of(run: Mapping[str, Any], level: str | None = None) -> list[Mapping[str, Any]]:
-    return [row for row in run["problems"] if level in (None, row["level"])]
-
-
-def pass_values(run: Mapping[str, Any], ks: Sequence[int], level: str | None = None) -> Floats:
-    """(P, K) unbiased pass@k of every problem."""
-    rows = rows_of(run, level)
-    return pass_at_k_curve([row["n"] for row in rows], [row["c"] for row in rows], ks)
-
-
-def area_values(run: Mapping[str, Any], ks: Sequence[int], level: str | None = None) -> Floats:
-    """(P, 1) area under the pass@k curve over log k, as a share of the largest possible (NGRPO's score)."""
-    curve = pass_values(run, ks, level)
-    area = (curve[:, 1:] + curve[:, :-1]).sum(1) / 2 / (len(ks) - 1) if len(ks) > 1 else curve[:, 0]
-    return area[:, None]
-
-
-def entropy_values(run: Mapping[str, Any], level: str | None = None) -> Floats:
-    """(P, 2) entropy of an answer in nats, estimated from its samples, and tokens per answer."""
-    return np.array([[-row["logp"], row["tokens"]] for row in rows_of(run, level)])
-
-
-def drop_values(run: Mapping[str, Any]) -> Floats:
-    """(P, 2) fall and mean change of the log-prob of right answers of before, nats per answer."""
-    return np.array([[row["drop"], row["mean"]] for row in run["probe"]["problems"]]).reshape(-1, 2)
-
-
-def change_values(run: Mapping[str, Any], kind: str) -> Floats:
-    """(P, 1) mean change of the log-prob of right answers of one kind, over the problems that had such an answer."""
-    return np.array([row[kind] for row in run["probe"]["problems"] if row[kind] is not None]).reshape(-1, 1)
-
-
-# ---- estimates -------------------------------------------------------------------------------------------------------
-
-
-def first_column(means: Floats) -> Floats:
-    return means[..., 0]
-
-
-def estimate(tables: Sequence[Floats], statistic: Statistic = first_column, *, draws: int = DRAWS) -> Estimate:
-    """Mean over seeds of `statistic` of column means, with the interval of the two-level bootstrap.
-
-    Args:
-        tables: one (P, C) per seed; rows are problems, columns what the statistic combines. Empty ones do not count;
-            if all are empty, the estimate is NaN.
-    """
-    tables = [table for table in tables if len(table)]
-    if not tables:
-        return Estimate(np.nan, np.nan, np.nan, ())
-    rng = np.random.default_rng(0)
-    means = []  # per seed (draws, C)
-    for table in tables:
-        counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws)
-        means.append(counts @ table / len(table))
-    each = np.stack([statistic(mean) for mean in means])  # (S, draws)
-    chosen = rng.integers(len(tables), size=(len(tables), draws))
-    low, high = np.quantile(np.take_along_axis(each, chosen, 0).mean(0), [0.025, 0.975])
-    values = tuple(float(statistic(table.mean(0))) for table in tables)
-    return Estimate(float(np.mean(values)), float(low), float(high), values)
-
-
-def curve(results: Results, name: str, level: str | None = None) -> list[Estimate]:
-    """pass@k of one run for every k of `results.ks`."""
-    tables = [pass_values(run, results.ks, level) for run in results.runs(name)]
-    return [estimate([table[:, [column]] for table in tables]) for column in range(len(results.ks))]
-
-
-def compare(results: Results, first: str, second: str, values: Callable[[Any], Floats]) -> Estimate:
-    """First minus second run in the first column of `values`, problem by problem."""
-    pairs = zip(results.runs(first), results.runs(second), strict=True)
-    return estimate([values(one)[:, :1] - values(other)[:, :1] for one, other in pairs])
-
-
-def entropy(results: Results, name: str) -> Estimate:
-    """Entropy per token in nats on the test problems."""
-    return estimate([entropy_values(run) for run in results.runs(name)], lambda means: means[..., 0] / means[..., 1])
-
-
-def entropy_against(results: Results, first: str, second: str) -> Estimate:
-    """Ratio of the entropies per token of two runs."""
-    pairs = zip(results.runs(first), results.runs(second), strict=True)
-    tables = [np.hstack([entropy_values(one), entropy_values(other)]) for one, other in pairs]
-    return estimate(tables, lambda means: means[..., 0] / means[..., 1] / (means[..., 2] / means[..., 3]))
-
-
-# ---- claims ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -241,20 +102,16 @@ def _entropy_claim(results: Results) -> Claim:
         Part(f"pass@{k}, PSR minus NSR", compare(results, "psr", "nsr", lambda run: pass_values(run, [k])), 0.0, False),
     )
     wordings = float(np.mean([run["right_answers_per_problem"] for run in results.runs(BASE)]))
+    complete = {name: first_and_last(results, name, "complete") for name in ("psr", "nsr")}
+    shares = ", ".join(f"{results.title(name)} {a:.0%} to {b:.0%}" for name, (a, b) in complete.items())
     notes = (
-        f"A question has {wordings:.1f} different right answers here, counted among the samples of before: whoever "
-        "becomes right must lose most of the entropy. The curves compare it at equal accuracy.",
-        _change(results, ("psr", "nsr"), "distinct", "Share of a group's answers that differ"),
-        _change(results, ("psr", "nsr"), "complete", "Share of answers that carry out every operation"),
+        f"A question has {wordings:.1f} different right answers here (among the samples of before), so whoever becomes "
+        "right must lose most of the entropy. At equal accuracy of the rollouts NSR's entropy was "
+        f"{entropy_at_equal_accuracy(results, 'nsr', 'psr'):.2f} times PSR's.",
+        f"Answers that carry out every operation, first to last rollouts: {shares}. On the hardest levels "
+        "only those are right, so both signs of the gradient lead to them.",
     )
     return Claim(f"NSR keeps entropy and pass@{k}, PSR loses both (arXiv 2506.01347)", parts, notes)
-
-
-def all_wrong_shares(results: Results) -> dict[str, float]:
-    """Per level, how often a group of the model before training holds no right answer."""
-    size = min(GROUP, results.ks[-1])
-    tables = {level: [1.0 - pass_values(run, [size], level) for run in results.runs(BASE)] for level in results.levels}
-    return {level: float(np.mean([table.mean() for table in found])) for level, found in tables.items()}
 
 
 def _all_wrong_claim(results: Results) -> Claim:
@@ -270,7 +127,7 @@ def _all_wrong_claim(results: Results) -> Claim:
         Part(f"{level}, {title}: NGRPO minus GRPO", compare(results, "ngrpo", "grpo", values), 0.0, True)
         for title, values in measures.items()
     )
-    rollouts = [_rollout_mean(results, name, "all_wrong", level) for name in ("grpo", "ngrpo")]
+    rollouts = [rollout_mean(results, name, "all_wrong", level) for name in ("grpo", "ngrpo")]
     size = min(GROUP, ks[-1])
     notes = (
         f"On {level.lower()} a group of {size} holds no right answer in {shares[level]:.0%} of the cases before "
@@ -297,6 +154,9 @@ def _displacement_claim(results: Results) -> Claim:
     notes = (
         f"Fall: {_listed(results, names, drop_values, '{:.2f}')}.",
         *(f"Mean change of {title}: {_listed(results, names, values, '{:+.2f}')}." for title, values in kinds.items()),
+        "At equal accuracy: when NSR's rollouts first were as right as ResRL's at its end, NSR's answers had fallen by "
+        f"{fall_at_accuracy_of(results, 'nsr', 'resrl'):.2f}, ResRL's by "
+        f"{fall_at_accuracy_of(results, 'resrl', 'resrl'):.2f} (mean over all answers).",
         "ResRL also rewards right answers with weight 0.1, as W-REINFORCE does, so that line is the fairer comparison.",
     )
     return Claim("ResRL displaces right answers less than NSR (arXiv 2605.00380)", parts, notes)
@@ -306,25 +166,3 @@ def _listed(results: Results, names: Sequence[str], values: Callable[[Any], Floa
     """`NSR 0.10 (0.08 to 0.12), ...` of the first column of `values`."""
     found = {name: estimate([values(run) for run in results.runs(name)]) for name in names}
     return ", ".join(f"{results.title(name)} {one.text(form)}" for name, one in found.items())
-
-
-def _rollout_mean(results: Results, name: str, quantity: str, level: str) -> float:
-    """Mean over all rollouts and seeds that held problems of the level."""
-    found = [
-        rollout["levels"][level][quantity]
-        for run in results.runs(name)
-        for rollout in run["rollouts"]
-        if level in rollout["levels"]
-    ]
-    return float(np.mean(found))
-
-
-def _change(results: Results, names: Sequence[str], quantity: str, title: str) -> str:
-    """First against last tenth of the rollouts."""
-    texts = []
-    for name in names:
-        lines = [[rollout[quantity] for rollout in run["rollouts"]] for run in results.runs(name)]
-        tenth = max(1, len(lines[0]) // 10)
-        first, last = (float(np.mean([line[part] for line in lines])) for part in (slice(tenth), slice(-tenth, None)))
-        texts.append(f"{results.title(name)} {first:.0%} to {last:.0%}")
-    return f"{title}, first and last rollouts: {', '.join(texts)}."

@@ -19,11 +19,13 @@ from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError
 from negpo.lab._jobs import Job, run_jobs
 from negpo.lab.arithmetic_build import SIZES
-from negpo.lab.rlvr_claims import BASE, Results, claims, curve, drop_values, entropy, estimate, load_results
+from negpo.lab.rlvr_claims import claims
+from negpo.lab.rlvr_estimates import BASE, Results, curve, drop_values, entropy, estimate, load_results
 from negpo.lab.rlvr_runs import RUNS, Plan
 
 if TYPE_CHECKING:
-    from negpo.lab.rlvr_claims import Claim, Estimate
+    from negpo.lab.rlvr_claims import Claim
+    from negpo.lab.rlvr_estimates import Estimate
 
 TUNING_SEEDS = (100, 101, 102)  # the labs on which the settings in configs/recipes/*/lab*.yaml were chosen
 ENGINES = ("transformers", "vllm")

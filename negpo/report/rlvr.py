@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from negpo.lab.rlvr_claims import (
+from negpo.lab.rlvr_claims import Claim
+from negpo.lab.rlvr_estimates import (
     BASE,
-    Claim,
+    SMOOTHED,
     Estimate,
     Results,
     all_wrong_shares,
@@ -19,6 +20,7 @@ from negpo.lab.rlvr_claims import (
     drop_values,
     entropy,
     estimate,
+    smoothed,
 )
 from negpo.report._base import COLORS, MARKERS, Cell, Page, Picture, Table, as_picture, new_figure, render_page
 
@@ -30,7 +32,6 @@ SECTIONS = [
     ("Mismatch", "mismatch"),
     ("How to repeat it", "repeat"),
 ]
-SMOOTHED = 5  # rollouts in the running mean of the training curves
 TONES = {"holds": "good", "open": "warn", "fails": "bad"}
 SIGNED = ("psr", "nsr", "w_reinforce")  # drawn apart from the group-normalised methods
 
@@ -190,10 +191,8 @@ def _lines(results: Results, axis: Any, series: Callable[[Mapping[str, Any]], tu
 
 def _rollouts(quantity: str) -> Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]]:
     def series(run: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
-        values = np.array([rollout[quantity] for rollout in run["rollouts"]])
-        width = min(SMOOTHED, len(values))
-        smooth = np.convolve(values, np.full(width, 1 / width), mode="valid")
-        return list(range(width, len(values) + 1)), smooth.tolist()
+        values = smoothed(run, quantity)
+        return list(range(len(run["rollouts"]) - len(values) + 1, len(run["rollouts"]) + 1)), values.tolist()
 
     return series
 
@@ -203,7 +202,7 @@ def _draw_entropy_at_accuracy(results: Results, axis: Any) -> None:
     for name in results.names:
         if name == BASE:
             continue
-        pairs = [[_rollouts(quantity)(run)[1] for quantity in ("right", "entropy")] for run in results.runs(name)]
+        pairs = [[smoothed(run, quantity) for quantity in ("right", "entropy")] for run in results.runs(name)]
         shared = min(len(values) for pair in pairs for values in pair)
         means = np.mean([[values[:shared] for values in pair] for pair in pairs], axis=0)
         axis.plot(*means, color=_style(results, name)["color"], lw=1.3, label=results.title(name))

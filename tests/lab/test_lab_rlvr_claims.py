@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from negpo.lab.rlvr_claims import (
-    Claim,
+from negpo.lab.rlvr_claims import Claim, Part, claims
+from negpo.lab.rlvr_estimates import (
+    SMOOTHED,
     Estimate,
-    Part,
     Results,
     all_wrong_shares,
     area_values,
-    claims,
     compare,
     entropy_against,
+    entropy_at_equal_accuracy,
     estimate,
+    fall_at_accuracy_of,
     pass_values,
 )
 
@@ -36,6 +37,7 @@ def make_run(solved, *, logp=-2.0, tokens=8.0, drop=0.1, complete=0.5, name="x")
         "problems": problems,
         "rollouts": [rollout] * 20,
         "probe": {"curve": [], "problems": probe},
+        "steps": 80,
         "stopped": "",
         "right_answers_per_problem": 1.5,
     }
@@ -130,3 +132,35 @@ def test_the_claims_find_in_made_up_runs_what_was_put_into_them():
 def test_claims_about_methods_that_were_not_run_are_left_out():
     results = make_results(psr=make_run([8] * 40), nsr=make_run([8] * 40))
     assert [claim.title[:3] for claim in claims(results)] == ["NSR"]
+
+
+def with_training(accuracies, entropies, falls=()):
+    """A run whose rollouts had these accuracies and entropies; `falls` of its probe come after every fourth step."""
+    run = make_run([8] * 4)
+    shared = run["rollouts"][0]
+    run["rollouts"] = [
+        {**shared, "right": right, "entropy": entropy} for right, entropy in zip(accuracies, entropies, strict=True)
+    ]
+    run["steps"] = 4 * len(run["rollouts"])
+    run["probe"]["curve"] = [{"step": 4 * (i + 1), "mean": -fall, "drop": fall} for i, fall in enumerate(falls)]
+    return run
+
+
+def test_entropies_at_equal_accuracy_do_not_depend_on_who_was_faster():
+    accuracy = np.linspace(0.2, 0.8, 40)
+    slow = with_training(accuracy, 0.1 * (1 - accuracy))
+    fast = with_training(accuracy[::2], 0.2 * (1 - accuracy[::2]))
+    results = make_results(slow=slow, fast=fast)
+    assert entropy_at_equal_accuracy(results, "fast", "slow") == pytest.approx(2.0, rel=1e-3)
+    never = with_training([0.9] * 10, [0.1] * 10)
+    assert np.isnan(entropy_at_equal_accuracy(make_results(slow=slow, never=never), "never", "slow"))
+
+
+def test_a_fall_is_compared_when_both_runs_were_equally_right():
+    steady = np.linspace(0.0, 1.0, 20)
+    first = with_training(steady, steady, falls=steady)
+    second = with_training(steady / 2, steady, falls=steady / 4)
+    found = fall_at_accuracy_of(make_results(a=first, b=second), "a", "b")
+    mean_at_the_end = float(np.mean(steady[-SMOOTHED:] / 2))
+    reached = next(i for i in range(20) if np.mean(steady[max(0, i - SMOOTHED + 1) : i + 1]) >= mean_at_the_end)
+    assert found == pytest.approx(steady[reached])
