@@ -21,6 +21,7 @@ COMMANDS = {
     "report": report,
     "lab": lab,
     "plan": plan,
+    "plan": plan,
     "reproduce": reproduce,
     "doctor": doctor,
 }

@@ -1,0 +1,95 @@
+"""What the forward keeps for the backward, and what the log-prob head needs beside it.
+
+Per token and layer of a decoder with RMSNorm, rotary positions, fused attention and a gated MLP, counted from the
+tensors that autograd saves in transformers' code (w: bytes of a weight; H hidden, Q query, K key/value width, I
+intermediate):
+
+    two norms   2 (w' + w + w) H    input in float32 (w' = 4), normalised input, output
+    attention   w (2 Q + 2 K) + 4 heads       queries, keys, values, result; log-sum-exp of every head in float32
+    q/k norms   (4 + w) (Q + K)     Qwen3 only
+    MLP         4 w I               gate, up, activated gate, product
+
+Korthikanti et al. (arXiv 2205.05198, eq. 2) count 34 H + 5 a s bytes for GPT with eager attention and dropout; fused
+attention (arXiv 2205.14135) has no s^2 term, dropout is 0 here. With gradient checkpointing (arXiv 1604.06174) a layer
+keeps its input, w H, and one layer at a time is computed again.
+
+The head of ``negpo.logprobs`` never holds (tokens, V) logits: n answer tokens cost their states, a gradient of them in
+float32, and one tile.
+"""
+
+from dataclasses import dataclass
+
+from negpo.plan.settings import DTYPES, Settings
+from negpo.plan.shapes import Shape
+
+TRL_TILE = (4096, 32768)  # tokens and vocabulary entries of trl.kernels' tile, which negpo uses on CUDA
+
+
+def saved_per_layer(shape: Shape, settings: Settings) -> int:
+    """Bytes that one layer saves for one token; see the module docstring.
+
+    A frozen norm (LoRA) has no weight gradient and does not keep its normalised input. LoRA keeps the r projections of
+    every map in float32 and, where the base is bf16 and the adapter is not, a cast input per map.
+    """
+    w, lora = DTYPES[settings.dtype], settings.lora_r
+    norms = 2 * shape.hidden * (4 + (0 if lora else w) + w)
+    attention = w * (2 * shape.query + 2 * shape.key_value) + 4 * shape.heads
+    if shape.query_norm:
+        attention += (4 + (0 if lora else w)) * (shape.query + shape.key_value)
+    adapters = 0
+    if lora:
+        adapters = 4 * lora * shape.linear_maps
+        if w == 2 and settings.strategy in ("single", "ddp"):
+            adapters += w * (5 * shape.hidden + shape.query + shape.intermediate)
+    return norms + attention + 4 * w * shape.intermediate + adapters
+
+
+def saved_by_final_norm(shape: Shape, settings: Settings) -> int:
+    """Bytes per token: its input in float32 and the normalised input."""
+    return shape.hidden * (4 + (0 if settings.lora_r else DTYPES[settings.dtype]))
+
+
+def layer_scratch(shape: Shape, settings: Settings) -> int:
+    """Bytes per token at the worst moment of one layer's backward, beyond what it saved.
+
+    In the MLP: gradients of product, gate and up while the product is gone, and the gradient of the residual stream.
+    """
+    return DTYPES[settings.dtype] * (2 * shape.intermediate + shape.hidden)
+
+
+@dataclass(frozen=True)
+class HeadBytes:
+    """Of the log-prob head in one forward: saved until its backward, and beyond that in the forward and the backward.
+
+    ``whole_gradient``: float32 copy of the head's gradient that TRL's kernel accumulates into (CUDA, bf16).
+    """
+
+    saved: int
+    forward: int
+    backward: int
+    whole_gradient: int
+
+
+def head_bytes(shape: Shape, settings: Settings) -> HeadBytes:
+    """Bytes for ``settings.answer_tokens`` states of H numbers. Entropy (policy methods) needs two more tiles."""
+    n, h, w = settings.answer_tokens, shape.hidden, DTYPES[settings.dtype]
+    tiles = 3 if settings.cost.updates else 1
+    if settings.device_type == "cuda":
+        tile = min(n, TRL_TILE[0]) * min(shape.vocab, TRL_TILE[1]) * w
+        whole = 4 * shape.head_matrix if w == 2 and not settings.lora_r else 0
+        return HeadBytes(w * n * h, tile, tile + (4 + (w if w == 2 else 0)) * n * h, whole)
+    tokens, width = _cpu_tile(n, shape.vocab)
+    tile, row = 4 * tokens * width, 4 * width * h if w == 2 else 0  # a bf16 head is upcast one tile at a time
+    cast = 4 if w == 2 else 0
+    if settings.lora_r:  # the forward makes the gradient's direction, the backward one product
+        kept = 4 * n * h + (w * n * h if settings.cost.updates else 0)
+        return HeadBytes(kept, tiles * tile + row + (w + cast) * n * h, 4 * n * h, 0)
+    return HeadBytes(w * n * h, tiles * tile + row, tile + 2 * row + (4 + w + 2 * cast) * n * h, 0)
+
+
+def _cpu_tile(tokens: int, vocab: int) -> tuple[int, int]:
+    import torch
+
+    from negpo.logprobs.tiles import tile_shape
+
+    return tile_shape(tokens, vocab, torch.device("cpu"), None)
