@@ -17,6 +17,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from negpo.errors import ConfigError
+from negpo.trainers._model_card import WritesModelCard
 from negpo.trainers._rl_batch import Record
 from negpo.trainers._sharding import whole_while_generating
 
@@ -63,7 +64,7 @@ def _parameters(name: str) -> tuple[str, ...] | None:
     return None if method is None else tuple(inspect.signature(method).parameters)[1:]
 
 
-class GRPOAdapter(GRPOTrainer):
+class GRPOAdapter(WritesModelCard, GRPOTrainer):
     """GRPOTrainer with its private methods turned into the hooks below."""
 
     # Upstream these are unions with None, for the time before __init__ is done.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from negpo.errors import TrainingStopped
 from negpo.trainers import _checkpoint
@@ -15,12 +14,13 @@ from negpo.trainers._callbacks import EpochBegins, FiniteGradients
 from negpo.trainers._data import EpochSampler
 from negpo.trainers._metrics import LogBuffer
 from negpo.trainers._model import rows_of_tied_embedding
+from negpo.trainers._model_card import WritesModelCard
 from negpo.trainers._sharding import settle_layouts
 from negpo.trainers._signals import StopOnSigterm
 from negpo.trainers._watch import HangWatch
 
 
-class OfflineTrainer(Trainer):
+class OfflineTrainer(WritesModelCard):
     """``transformers.Trainer`` with guards. A subclass defines ``batch_loss`` and says what its run depends on.
 
     The training set is indexed by ``(epoch, index)`` and has a ``seed``. Logged numbers are collected in
