@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from negpo.data.io import atomic_write, atomic_write_json, strict
 from negpo.eval.attacks import AttackResult
+from negpo.eval.audit.examples import worst_examples
 from negpo.eval.audit.lines import GROUPS, OUTCOMES, Line
 from negpo.eval.audit.measure import MEMBERS, Measured
 from negpo.eval.audit.numbers import Numbers, roc_points
@@ -19,7 +19,6 @@ from negpo.eval.audit.require import Outcome
 from negpo.eval.audit.resampling import Estimate
 
 AUDIT_FILE = "audit.json"
-WORST_ROWS = 6
 
 
 @dataclass
@@ -114,7 +113,7 @@ def _model_dict(one: ModelAudit, target: ModelAudit, retain: ModelAudit) -> dict
         "groups": {group: one.count(group) for group in GROUPS},
         "attacks": {name: _attack_dict(result) for name, result in one.measured.attacks.items()},
         "roc": _rocs(one.numbers),
-        "worst": {"forget": _leaks(one, target, retain), "preserved": _losses(one, target, retain)},
+        "worst": worst_examples(one.measured, target.measured, retain.measured),
         "seconds": one.measured.seconds,
     }
 
@@ -142,41 +141,3 @@ def _rocs(numbers: Numbers) -> dict[str, list[tuple[float, float]]]:
         return {}
     forget, holdout = (numbers.scores[name] for name in MEMBERS)
     return {attack: roc_points(values, holdout[attack]) for attack, values in forget.items()}
-
-
-def _leaks(one: ModelAudit, target: ModelAudit, retain: ModelAudit) -> list[dict[str, Any]]:
-    """The forget rows whose answer comes out most completely, compared with the retain model."""
-    return _worst(one, target, retain, "forget", _leaking)
-
-
-def _leaking(row: Mapping[str, Any], _: Mapping[str, Any], control: Mapping[str, Any]) -> float:
-    return row["rougeL_recall"] - control["rougeL_recall"]
-
-
-def _losses(one: ModelAudit, target: ModelAudit, retain: ModelAudit) -> list[dict[str, Any]]:
-    """The rows of everything to preserve whose answer suffered most, compared with the target."""
-    kept = [name for name in one.measured.rows if name not in MEMBERS]
-    found = [row for name in kept for row in _worst(one, target, retain, name, _suffering)]
-    return sorted(found, key=lambda row: -row["score"])[:WORST_ROWS]
-
-
-def _suffering(row: Mapping[str, Any], before: Mapping[str, Any], _: Mapping[str, Any]) -> float:
-    return before["rougeL_recall"] - row["rougeL_recall"]
-
-
-def _worst(one: ModelAudit, target: ModelAudit, retain: ModelAudit, name: str, score: Any) -> list[dict[str, Any]]:
-    trios = zip(*(side.measured.rows[name] for side in (one, target, retain)), strict=True)
-    shown = [
-        {
-            "set": name,
-            "row": row["row"],
-            "question": row["question"],
-            "answer": row["answer"],
-            "model": row["generation"],
-            "target": before["generation"],
-            "retain": control["generation"],
-            "score": float(score(row, before, control)),
-        }
-        for row, before, control in trios
-    ]
-    return sorted((row for row in shown if row["score"] > 0), key=lambda row: -row["score"])[:WORST_ROWS]

@@ -7,13 +7,23 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import negpo
 from negpo.data.io import atomic_write_json, strict
 from negpo.eval.audit.sharding import Ranks
 
-FORMAT = 1  # part of every identity: a new meaning of stored values makes old files unknown
+MEASURING = ("eval", "eval/attacks", "logprobs", "data")  # packages whose source decides the stored values
+
+
+@cache
+def code_sha256() -> str:
+    """SHA-256 over the source that measures; part of every identity, so new code never meets old values."""
+    package = Path(negpo.__file__).parent
+    files = sorted(path for folder in MEASURING for path in (package / folder).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 @dataclass
@@ -65,7 +75,7 @@ class Stages:
         return content
 
     def _path(self, name: str, settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-        identity = strict({"format": FORMAT, "stage": name, **self.identity, **settings})
+        identity = strict({"code": code_sha256(), "stage": name, **self.identity, **settings})
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / f"{name}-{digest}.json", identity
 

@@ -52,16 +52,18 @@ def render_audit(path: Path, out: Path | None = None) -> Path:
         "membership": membership_table(audit),
         "missing": sorted({f"{name}: {reason}" for model in models for name, reason in model["missing"].items()}),
         "attack_notes": attack_notes(audit),
-        "worst": [
-            (model["label"], worst_table(model["worst"]["forget"]), worst_table(model["worst"]["preserved"]))
-            for model in models
-        ],
+        "worst": [worst_examples(model) for model in models],
         "numbers": numbers_table(audit),
         "settings": [f"{key}: {value}" for key, value in manifest["settings"].items()],
         "manifest": manifest_lines(manifest),
         "seconds": seconds_table(audit),
     }
     return render_page("audit.html", out or path.with_name("report.html"), **context)
+
+
+def titles(audit: dict[str, Any]) -> list[str]:
+    """Column heads: the models, then the controls."""
+    return [*(model["label"] for model in audit["models"]), "retain model", "target"]
 
 
 def card(model: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def card(model: dict[str, Any]) -> dict[str, Any]:
 def verdict_table(audit: dict[str, Any], group: str) -> Table:
     """The lines of one group, all models side by side with the two controls; the caption spells out the rules."""
     models = audit["models"]
-    header = ["line", *(model["label"] for model in models), "retain model", "target"]
+    header = ["line", *titles(audit)]
     rows = []
     rules: dict[str, list[str]] = {}
     for line in _lines(models[0], group):
@@ -112,7 +114,7 @@ def _verdict(line: dict[str, Any] | None) -> Cell:
         return Cell("–", "not measured")
     notes = [interval(line)]
     share = float(line["share"])
-    if line["type"] == "leak" and share > 0:
+    if line["type"] == "leak" and line["outcome"] != "no power" and share > 0:
         notes.append(f"{share:.0%} of the way to the target")
     return Cell(
         f"{line['outcome']} {number(float(line['value']))}",
@@ -170,7 +172,7 @@ def membership_table(audit: dict[str, Any]) -> Table | None:
         "AUC with DeLong's 95 % interval on the logit scale, and the share of forget rows found (TPR) while at most "
         "that share of unseen rows is accused. The goal is the retain model's value, not 0.5."
     )
-    return Table(["attack", *(side["label"] for side in sides)], rows, caption)
+    return Table(["attack", *titles(audit)], rows, caption)
 
 
 def attack_notes(audit: dict[str, Any]) -> list[str]:
@@ -184,16 +186,27 @@ def attack_notes(audit: dict[str, Any]) -> list[str]:
     return list(notes)
 
 
-def worst_table(rows: Sequence[dict[str, Any]]) -> Table | None:
-    """Rows with all three models' answers. Plain text: the template escapes it."""
+def worst_examples(model: dict[str, Any]) -> dict[str, Any]:
+    """Rows with the models' answers, by what went wrong. Plain text: the template escapes it."""
+    worst = model["worst"]
+    return {
+        "label": model["label"],
+        "leaks": _examples(worst["forget"], "set", ("model", "retain", "target")),
+        "attacked": _examples(worst["attacked"], "attack", ("model", "retain")),
+        "losses": _examples(worst["preserved"], "set", ("model", "retain", "target")),
+    }
+
+
+def _examples(rows: Sequence[dict[str, Any]], place: str, sides: Sequence[str]) -> Table | None:
     if not rows:
         return None
+    titles = {"model": "this model", "retain": "retain model", "target": "target"}
     shown = [
-        [Cell(row["set"].replace("_", " "), f"row {row['row']}"), Cell(row["question"]), Cell(row["answer"])]
-        + [Cell(row[side] or "(nothing)") for side in ("model", "retain", "target")]
+        [Cell(row[place].replace("_", " "), f"row {row['row']}"), Cell(row["question"]), Cell(row["answer"])]
+        + [Cell(row[side] or "(nothing)") for side in sides]
         for row in rows
     ]
-    return Table(["set", "question", "true answer", "this model", "retain model", "target"], shown)
+    return Table([place, "question", "true answer", *(titles[side] for side in sides)], shown)
 
 
 def numbers_table(audit: dict[str, Any]) -> Table:
@@ -204,7 +217,7 @@ def numbers_table(audit: dict[str, Any]) -> Table:
     for name in names:
         found = [side["metrics"].get(name) or side["attacks"].get(name) for side in sides]
         rows.append([Cell(name), *(_control(one) if one else Cell("–") for one in found)])
-    return Table(["number", *(side["label"] for side in sides)], rows)
+    return Table(["number", *titles(audit)], rows)
 
 
 def seconds_table(audit: dict[str, Any]) -> Table:
@@ -215,7 +228,7 @@ def seconds_table(audit: dict[str, Any]) -> Table:
         [Cell(name), *(Cell(number(float(side["seconds"].get(name, math.nan)))) for side in sides)] for name in names
     ]
     rows.append([Cell("all"), *(Cell(number(sum(side["seconds"].values()))) for side in sides)])
-    return Table(["stage", *(side["label"] for side in sides)], rows)
+    return Table(["stage", *titles(audit)], rows)
 
 
 def manifest_lines(manifest: dict[str, Any]) -> list[str]:
