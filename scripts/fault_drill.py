@@ -67,6 +67,7 @@ class Run:
     folder: Path
     log: Path
     process: Any
+    victim: int | None = None  # process id of the rank that was signalled
 
     def wait(self) -> int | None:
         """Exit status; None, and everything killed, when it does not end."""
@@ -150,13 +151,24 @@ def drill_once(drill: Drill, fault: str, number: int, whole: bytes) -> dict[str,
     expected, words = EXPECTED[fault]
     result = {
         "detected": status == expected,
-        "explained": re.search(words, said, re.DOTALL) is not None,
+        "explained": re.search(words, said, re.DOTALL) is not None and (fault != "hang" or blames_victim(run, said)),
         "resumed": resumed and "train_runtime" in said,
         "intact": resumed and final(folder) == whole,
     }
     if not all(result.values()):
         print(f"{fault} {number}: status {status}, {result}, see {run.log}", file=sys.stderr, flush=True)
     return result
+
+
+def blames_victim(run: Run, said: str) -> bool:
+    """Whether the rank that the report of a hang names is the one that was stopped."""
+    processes = dict(re.findall(r"negpo:   rank (\d) \(.*?process (\d+)\)", said))
+    blamed = re.findall(r"rank (\d) is silent|not waiting: rank (\d)", said)
+    ranks = {silent or awake for silent, awake in blamed}
+    others = {pid for rank, pid in processes.items() if rank not in ranks}
+    return (
+        len(ranks) == 1 and str(run.victim) not in others and processes.get(*ranks, str(run.victim)) == str(run.victim)
+    )
 
 
 # ---- faults ---------------------------------------------------------------------------------------------------------
@@ -177,7 +189,8 @@ def stop_rank(drill: Drill, run: Run, number: int) -> None:
 def signal_rank(drill: Drill, run: Run, number: signal.Signals) -> None:
     ranks = run.ranks()
     if ranks:
-        os.kill(drill.rng.choice(ranks), number)
+        run.victim = drill.rng.choice(ranks)
+        os.kill(run.victim, number)
 
 
 def fill_disk(drill: Drill, run: Run, number: int) -> None:

@@ -21,7 +21,9 @@ from transformers import TrainerCallback
 
 EXIT_STATUS = 124
 GRACE_SECONDS = 10.0  # for the other ranks to write theirs: they began to wait at slightly different moments
-COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
+# Innermost Python file of a rank that waits for others: collectives, DDP's buffers, gradients reduced in backward.
+WAITING = tuple(f"{os.sep}{name}{os.sep}" for name in ("torch/distributed", "torch/nn/parallel", "torch/autograd"))
+WAITING += (f"{os.sep}deepspeed{os.sep}",)
 
 
 class HangWatch(TrainerCallback):
@@ -93,11 +95,11 @@ def _main_stack() -> list[traceback.FrameSummary]:
 
 def where(stack: list[traceback.FrameSummary]) -> str:
     """One phrase for a stack, outermost frame first: in a collective called from somewhere, or stuck elsewhere."""
-    inside = [place for place, frame in enumerate(stack) if any(part in frame.filename for part in COLLECTIVES)]
-    if inside:
-        caller = next((frame for frame in reversed(stack[: inside[-1]]) if "negpo" in frame.filename), stack[0])
-        return f"waiting in a collective ({stack[inside[-1]].name}) called from {_place(caller)}"
-    return f"at {_place(stack[-1])}"
+    innermost = stack[-1]
+    if not any(part in innermost.filename for part in WAITING):
+        return f"at {_place(innermost)}"
+    caller = next((frame for frame in reversed(stack) if "negpo" in frame.filename), stack[0])
+    return f"waiting in a collective ({innermost.name}) called from {_place(caller)}"
 
 
 def _place(frame: traceback.FrameSummary) -> str:
