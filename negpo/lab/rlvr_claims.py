@@ -104,7 +104,11 @@ def _entropy_claim(results: Results) -> Claim:
     wordings = float(np.mean([run["right_answers_per_problem"] for run in results.runs(BASE)]))
     complete = {name: first_and_last(results, name, "complete") for name in ("psr", "nsr")}
     shares = ", ".join(f"{results.title(name)} {a:.0%} to {b:.0%}" for name, (a, b) in complete.items())
+    different = GROUP * first_and_last(results, "nsr", "distinct")[0]
     notes = (
+        "Rewards of 1 and 0 and of 0 and -1 differ by a constant baseline, so on-policy their expected gradients are "
+        "equal up to scale. What tells PSR from NSR is how a group treats answers it did not draw, and a group of "
+        f"{GROUP} holds {different:.1f} different answers here at first: little is left undrawn.",
         f"A question has {wordings:.1f} different right answers here (among the samples of before), so whoever becomes "
         "right must lose most of the entropy. At equal accuracy of the rollouts NSR's entropy was "
         f"{entropy_at_equal_accuracy(results, 'nsr', 'psr'):.2f} times PSR's.",

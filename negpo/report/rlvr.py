@@ -148,7 +148,7 @@ def _draw_curve(axis: Any, results: Results, name: str, *, band: bool, level: st
         axis.fill_between(results.ks, low, high, color=style["color"], alpha=0.12, lw=0)
     axis.set_xscale("log", base=2)
     axis.set_xticks(results.ks, map(str, results.ks))
-    axis.set(xlabel="k", ylim=(0, 1.01))
+    axis.set(xlabel="k", ylim=(None if band else 0, 1.01))
 
 
 def pass_curves(results: Results) -> Picture:
