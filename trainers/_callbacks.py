@@ -35,7 +35,10 @@ class FiniteGradients(TrainerCallback):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if not gradients or args.fp16:  # sharded elsewhere (DeepSpeed); fp16: overflow is the loss scaler's business
             return
-        norm = torch.linalg.vector_norm(torch.stack([g.norm().to(gradients[0].device).float() for g in gradients]))
+        shards = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+        norm = torch.linalg.vector_norm(torch.stack([g.norm().to(shards[0].device).float() for g in shards]))
+        if self.trainer.is_fsdp_enabled:  # one rank's shards may be finite while another's are not: stop together
+            norm = self.trainer.accelerator.reduce(norm, reduction="sum")
         if not math.isfinite(norm.item()):
             self.trainer.stop("the gradient is not finite", self.trainer.window_rows)
 
