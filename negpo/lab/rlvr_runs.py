@@ -36,7 +36,6 @@ BASE = "base"
 PROBE_FILE = "probe.json"
 EVALUATION_ROWS = 1024  # decoded together when the model is evaluated
 PROBE_EVERY = 8  # optimiser steps between looks at the right answers of before
-VERIFIER_WORKERS = 1
 MEANS = {"logp": "logprob", "tokens": "tokens"}  # kept per problem, and the columns of samples.jsonl behind them
 
 
@@ -119,27 +118,26 @@ def evaluate(model: Any, tokenizer: Any, lab: ArithmeticLabPaths, plan: Plan, fo
     from negpo.eval.problems import custom_benchmark, read_problems
     from negpo.eval.protocols import find_protocol
     from negpo.eval.reasoning import ReasoningRun
-    from negpo.rewards import VerifierPool
+    from negpo.rewards import default_pool
     from negpo.rollout.transformers_engine import TransformersEngine
 
     bench, source = custom_benchmark(lab.benchmark)
     problems = read_problems(source, bench)[: plan.problems]
     manifest: dict[str, Any] = {"model_name": folder.parent.name, "model": f"{lab.root.name}/{folder.parent.name}"}
     manifest |= {"versions": versions(), "tokenizer": tokenizer_hash(tokenizer)}
-    with VerifierPool(workers=VERIFIER_WORKERS) as pool:
-        summary = ReasoningRun(
-            TransformersEngine(model, tokenizer, max_rows=EVALUATION_ROWS),
-            tokenizer,
-            problems,
-            bench.name,
-            find_protocol("lab").with_overrides(n=plan.samples),
-            folder,
-            manifest=manifest,
-            seed=plan.seed,
-            kind=bench.kind,
-            pool=pool,
-            show_progress=False,
-        ).run()
+    summary = ReasoningRun(
+        TransformersEngine(model, tokenizer, max_rows=EVALUATION_ROWS),
+        tokenizer,
+        problems,
+        bench.name,
+        find_protocol("lab").with_overrides(n=plan.samples),
+        folder,
+        manifest=manifest,
+        seed=plan.seed,
+        kind=bench.kind,
+        pool=default_pool(),  # the one that the rewards use: its workers live as long as this process
+        show_progress=False,
+    ).run()
     drawn: dict[str, list[dict[str, Any]]] = {problem.id: [] for problem in problems}
     for row in read_jsonl(folder / "samples.jsonl"):
         drawn[row["problem"]].append(row)
