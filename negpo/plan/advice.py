@@ -26,24 +26,43 @@ class Trial:
 def find_fit(shape: Shape, settings: Settings) -> list[Trial]:
     """Changes tried in order; the last one fits, or nothing does.
 
-    First every change alone. If none is enough, they are taken together, one more at a time, and devices last.
+    First every change alone. If none is enough, they are taken together, one more at a time, then with more devices; of
+    a set that fits, what it does not need is left out again, the most expensive change first.
     """
-    trials = []
-    for name, change in CHANGES:
+    alone = [trial for i in range(len(CHANGES)) if (trial := _try(shape, settings, [i])).changes]
+    for end, trial in enumerate(alone, start=1):
+        if trial.fits:
+            return alone[:end]
+    trials, chosen = alone, []
+    for i in range(len(CHANGES)):
+        trial = _try(shape, settings, [*chosen, i])
+        if len(trial.changes) == len(chosen):
+            continue  # does not apply on top of the others
+        chosen.append(i)
+        if len(chosen) > 1:
+            trials = [*trials, trial]
+        if trial.fits:
+            return [*trials, *_pruned(shape, settings, chosen)]
+    return [*trials, *_more_devices(shape, _try(shape, settings, chosen))]
+
+
+def _pruned(shape: Shape, settings: Settings, chosen: list[int]) -> list[Trial]:
+    """The changes without those that are not needed; empty if all are."""
+    kept = list(chosen)
+    for i in reversed(chosen):
+        fewer = [j for j in kept if j != i]
+        if _try(shape, settings, fewer).fits:
+            kept = fewer
+    return [_try(shape, settings, kept)] if kept != chosen else []
+
+
+def _try(shape: Shape, settings: Settings, chosen: list[int]) -> Trial:
+    """Those of the chosen changes that apply, one after another."""
+    names = []
+    for name, change in (CHANGES[i] for i in chosen):
         if (changed := change(settings)) is not None:
-            trials.append(_trial(shape, changed, [name.format(changed)]))
-            if trials[-1].fits:
-                return trials
-    together, names = settings, []
-    for name, change in CHANGES:
-        if (changed := change(together)) is None:
-            continue
-        together, names = changed, [*names, name.format(changed)]
-        if len(names) > 1:
-            trials.append(_trial(shape, together, names))
-            if trials[-1].fits:
-                return trials
-    return [*trials, *_more_devices(shape, together, names)]
+            settings, names = changed, [*names, name.format(changed)]
+    return _trial(shape, settings, names)
 
 
 def _trial(shape: Shape, settings: Settings, names: list[str]) -> Trial:
@@ -51,13 +70,10 @@ def _trial(shape: Shape, settings: Settings, names: list[str]) -> Trial:
     return Trial(names, settings, peak, peak <= settings.memory)
 
 
-def _more_devices(shape: Shape, settings: Settings, names: list[str]) -> list[Trial]:
+def _more_devices(shape: Shape, start: Trial) -> list[Trial]:
     """Twice as many devices until it fits or no longer helps."""
     trials: list[Trial] = []
-    changed, peak = settings, memory_of(shape, settings).peak.total
-    if settings.strategy == "single":
-        changed = replace(settings, strategy="zero3")
-        names = [*names, "strategy zero3"]
+    changed, names, peak = start.settings, start.changes, start.peak
     while changed.devices < MOST_DEVICES:
         changed = replace(changed, devices=2 * changed.devices)
         trial = _trial(shape, changed, [*names, f"{changed.devices} devices"])
@@ -109,7 +125,7 @@ CHANGES: list[tuple[str, Change]] = [
     ("strategy zero2", _strategy("zero2")),
     ("strategy zero3", _strategy("zero3")),
     ("reference cache", _cache),
+    ("rollouts on devices of their own (vllm-server)", _server),
     ("LoRA, rank {0.lora_r}", _lora),
     ("strategy zero3_offload", _strategy("zero3_offload")),
-    ("rollouts on devices of their own (vllm-server)", _server),
 ]

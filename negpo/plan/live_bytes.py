@@ -1,10 +1,10 @@
 """Peak memory of a piece of PyTorch code on the CPU, to the byte: what `negpo plan` is calibrated against.
 
-Resident memory would also count the allocator's slack, thread pools and whatever libraries load on the way; at lab size
-that is more than the model. Counting tensors from Python is not exact either: a tensor that Python has seen is no longer
-the only reference to its storage, and autograd then adds gradients into new memory instead of in place (for a tied
-embedding one more vocabulary matrix at the peak). So torch's profiler is asked for every allocation of its CPU allocator,
-the scratch space inside kernels included.
+Resident memory would also count the allocator's slack, thread pools and whatever libraries load on the way; at lab
+size that is more than the model. Counting tensors from Python is not exact either: a tensor that Python has seen is no
+longer the only reference to its storage, and autograd then adds gradients into new memory instead of in place (for a
+tied embedding one more vocabulary matrix at the peak). So torch's profiler is asked for every allocation of its CPU
+allocator, the scratch space inside kernels included.
 """
 
 import gc

@@ -154,5 +154,5 @@ def _from_json(path: Path) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return AutoConfig.for_model(values.pop("model_type"), **values)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path} is not the config.json of a model: {type(error).__name__}: {error}") from error
