@@ -22,6 +22,7 @@ a number in the table is not full.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -197,7 +198,8 @@ def fill_disk(drill: Drill, run: Run, number: int) -> None:
     """Leave less than a checkpoint needs. Without a file system of its own, limit_files has done it already."""
     if run.folder in drill.mounted:
         free = shutil.disk_usage(run.folder).free
-        (run.folder / "filler").write_bytes(bytes(max(0, free - drill.rng.randint(0, 100_000))))
+        with contextlib.suppress(OSError):  # the run writes too and may take what is left
+            (run.folder / "filler").write_bytes(bytes(max(0, free - drill.rng.randint(0, 100_000))))
 
 
 def tear(drill: Drill, run: Run, number: int) -> None:
