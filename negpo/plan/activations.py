@@ -4,10 +4,10 @@ Per token and layer of a decoder with RMSNorm, rotary positions, fused attention
 tensors that autograd saves in transformers' code (w: bytes of a weight; H hidden, Q query, K key/value width, I
 intermediate):
 
-    two norms   2 (w' + w + w) H    input in float32 (w' = 4), normalised input, output
+    two norms   2 (4 + w + w) H + 8           input in float32, normalised input, output, 1 / RMS
     attention   w (2 Q + 2 K) + 4 heads       queries, keys, values, result; log-sum-exp of every head in float32
-    q/k norms   (4 + w) (Q + K)     Qwen3 only
-    MLP         4 w I               gate, up, activated gate, product
+    q/k norms   (4 + w) (Q + K) + 4 per head  Qwen3 only
+    MLP         4 w I                         gate, up, activated gate, product
 
 Korthikanti et al. (arXiv 2205.05198, eq. 2) count 34 H + 5 a s bytes for GPT with eager attention and dropout; fused
 attention (arXiv 2205.14135) has no s^2 term, dropout is 0 here. With gradient checkpointing (arXiv 1604.06174) a layer
@@ -32,10 +32,11 @@ def saved_per_layer(shape: Shape, settings: Settings) -> int:
     every map in float32 and, where the base is bf16 and the adapter is not, a cast input per map.
     """
     w, lora = DTYPES[settings.dtype], settings.lora_r
-    norms = 2 * shape.hidden * (4 + (0 if lora else w) + w)
+    norms = 2 * (shape.hidden * (4 + (0 if lora else w) + w) + 4)
     attention = w * (2 * shape.query + 2 * shape.key_value) + 4 * shape.heads
     if shape.query_norm:
-        attention += (4 + (0 if lora else w)) * (shape.query + shape.key_value)
+        key_heads = shape.heads * shape.key_value // shape.query
+        attention += (4 + (0 if lora else w)) * (shape.query + shape.key_value) + 4 * (shape.heads + key_heads)
     adapters = 0
     if lora:
         adapters = 4 * lora * shape.linear_maps

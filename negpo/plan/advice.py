@@ -33,7 +33,8 @@ def find_fit(shape: Shape, settings: Settings) -> list[Trial]:
     for end, trial in enumerate(alone, start=1):
         if trial.fits:
             return alone[:end]
-    trials, chosen = alone, []
+    trials = alone
+    chosen: list[int] = []
     for i in range(len(CHANGES)):
         trial = _try(shape, settings, [*chosen, i])
         if len(trial.changes) == len(chosen):
@@ -58,7 +59,7 @@ def _pruned(shape: Shape, settings: Settings, chosen: list[int]) -> list[Trial]:
 
 def _try(shape: Shape, settings: Settings, chosen: list[int]) -> Trial:
     """Those of the chosen changes that apply, one after another."""
-    names = []
+    names: list[str] = []
     for name, change in (CHANGES[i] for i in chosen):
         if (changed := change(settings)) is not None:
             settings, names = changed, [*names, name.format(changed)]

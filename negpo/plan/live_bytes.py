@@ -37,7 +37,8 @@ class LiveBytes:
 
     def __exit__(self, *exception: Any) -> None:
         self._profiler.__exit__(*exception)
-        events = self._profiler.profiler.kineto_results.events()
+        logged: Any = self._profiler.profiler  # torch annotates what it has not started yet
+        events = logged.kineto_results.events()
         windows = [(e.start_ns(), e.end_ns()) for e in events if e.name() == _WINDOW]
         changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
         live = zip((time for time, _ in changes), accumulate(size for _, size in changes), strict=True)

@@ -19,15 +19,17 @@ from negpo.plan.live_bytes import LiveBytes
 from negpo.plan.settings import DEVICES, Settings
 from negpo.plan.shapes import Shape, shape_of
 
-METHODS = ("npo", "nsr")
 HEAD_DIM = 32
 UPDATES = 4  # NSR's optimiser steps per rollout
-TIMED = 3  # windows
+WINDOWS = {"npo": (1, 3), "nsr": (UPDATES, 2)}  # optimiser steps of a window, and how many windows are timed
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measured step: NPO (2 x micro_batch rows) or NSR (micro_batch rows, one group per optimiser step)."""
+    """One measured step: NPO (2 x micro_batch rows) or NSR (micro_batch rows, one group per optimiser step).
+
+    lora_r: rank on all linear maps, 0 to train all weights.
+    """
 
     method: str
     hidden: int
@@ -36,6 +38,8 @@ class Point:
     vocab: int
     ranks: int = 1
     micro_batch: int = 4
+    lora_r: int = 0
+    gradient_checkpointing: bool = False
 
     @property
     def config(self) -> Qwen2Config:
@@ -68,6 +72,8 @@ class Point:
             sequence_length=self.sequence_length,
             answer_share=0.5,
             dtype="fp32",
+            lora_r=self.lora_r,
+            gradient_checkpointing=self.gradient_checkpointing,
             samples=self.micro_batch,
             max_new_tokens=self.sequence_length // 2,
             engine="vllm-server",  # completions come from elsewhere
@@ -88,10 +94,10 @@ class Measured:
 
 def measure(point: Point) -> Measured:
     """Train: one step to create what lives on, one window under the byte counter, some windows by the clock."""
-    window = UPDATES if point.method == "nsr" else 1
+    window, timed = WINDOWS[point.method]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         live = stack.enter_context(LiveBytes())
-        meter = _Meter(live, stack, window)
+        meter = _Meter(live, stack, window, timed)
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(point.config)
         make = _nsr_trainer if point.method == "nsr" else _npo_trainer
@@ -102,9 +108,9 @@ def measure(point: Point) -> Measured:
 class _Meter(TrainerCallback):
     """Reads the peak over steps 2 .. window + 1, then stops counting bytes and takes the time of whole windows."""
 
-    def __init__(self, live: LiveBytes, stack: ExitStack, window: int):
+    def __init__(self, live: LiveBytes, stack: ExitStack, window: int, timed: int):
         self.live, self.stack, self.window = live, stack, window
-        self.steps = 1 + window * (1 + TIMED)
+        self.steps = 1 + window * (1 + timed)
         self.seconds: list[float] = []
         self._started = 0.0
 
@@ -133,9 +139,17 @@ def _settings(point: Point, folder: str, steps: int) -> dict[str, Any]:
         "disable_tqdm": True,
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": point.gradient_checkpointing,
         "logging_steps": 1000,
     }
+
+
+def _adapter(point: Point) -> Any:
+    if not point.lora_r:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=point.lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _tokenizer(vocab: int) -> PreTrainedTokenizerFast:
@@ -166,6 +180,7 @@ def _npo_trainer(point: Point, model: Any, settings: dict[str, Any], meter: _Met
         rows(1),
         retain_dataset=rows(2),
         processing_class=_tokenizer(point.vocab),
+        peft_config=_adapter(point),
         callbacks=[meter],
     )
 
@@ -191,6 +206,7 @@ def _nsr_trainer(point: Point, model: Any, settings: dict[str, Any], meter: _Met
         args=config,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=_tokenizer(point.vocab),
+        peft_config=_adapter(point),
         callbacks=[meter],
         engine=_Script(point, length),
     )
