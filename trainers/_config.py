@@ -55,11 +55,11 @@ class OfflineConfig(TrainingArguments):
     check_reference: bool = field(
         default=True, metadata={"help": "Refuse to start when policy and reference differ before the first step."}
     )
-    hang_timeout: float = field(
-        default=3600.0,
+    hang_timeout: float | None = field(
+        default=None,
         metadata={
             "help": "Seconds without progress after which all ranks write their stacks to OUTPUT_DIR/stacks and the "
-            "run ends with status 124. 0: never."
+            "run ends with status 124. 0: never. Default: 4/5 of ddp_timeout; never in one process."
         },
     )
     model_init_kwargs: dict[str, Any] | str | None = field(

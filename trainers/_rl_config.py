@@ -37,11 +37,11 @@ class PolicyConfig(GRPOConfig):
 
     logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
 
-    hang_timeout: float = field(
-        default=3600.0,
+    hang_timeout: float | None = field(
+        default=None,
         metadata={
             "help": "Seconds without progress after which all ranks write their stacks to OUTPUT_DIR/stacks and the "
-            "run ends with status 124. 0: never."
+            "run ends with status 124. 0: never. Default: 4/5 of ddp_timeout; never in one process."
         },
     )
     # batches

@@ -57,8 +57,8 @@ class RolloutSource:
         keys = [f"{name}:{first_prompt + i}" for i in range(len(prompts))]
         self.rollouts += training
         with self.trainer.whole_weights(), explained(self.trainer):
-            groups = self.engine.generate(prompts, self._sampling(n), prompt_keys=keys)
-        self.trainer.watch.beat()
+            beat = self.trainer.watch.beat
+            groups = self.engine.generate(prompts, self._sampling(n), prompt_keys=keys, on_sample=beat)
         samples = [sample for group in groups for sample in group]
         return [list(s.token_ids) for s in samples], [list(s.logprobs) for s in samples]
 

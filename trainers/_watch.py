@@ -29,21 +29,24 @@ WAITING += (f"{os.sep}deepspeed{os.sep}",)
 class HangWatch(TrainerCallback):
     """Ends the process with EXIT_STATUS after ``args.hang_timeout`` seconds without a beat; 0 switches it off.
 
-    Beats are finished micro-batches, optimiser steps, logs and checkpoints, and what the trainer reports by ``beat``.
+    Beats are finished micro-batches, optimiser steps, logs, checkpoints and drawn completions. By default it comes
+    before ``ddp_timeout``, after which the backend would end the run without naming anyone, and only with several
+    processes: one alone waits for nobody, except for a person at a breakpoint.
     """
 
     def __init__(self, trainer: Any):
-        self.trainer = trainer
-        self.limit = float(trainer.args.hang_timeout)
+        self.trainer, limit = trainer, trainer.args.hang_timeout
+        alone = trainer.accelerator.num_processes == 1
+        self.limit = float(limit if limit is not None else 0.0 if alone else 0.8 * trainer.args.ddp_timeout)
         self._last = time.monotonic()
 
-    def beat(self) -> None:
+    def beat(self, *_: Any) -> None:
         self._last = time.monotonic()
 
     def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
         self.beat()
 
-    on_step_begin = on_step_end = on_log = on_save = on_substep_end
+    on_step_begin = on_step_end = on_log = on_save = on_prediction_step = on_evaluate = on_substep_end
 
     @contextmanager
     def watching(self) -> Iterator[None]:
