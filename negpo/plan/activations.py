@@ -72,20 +72,26 @@ class HeadBytes:
 
 
 def head_bytes(shape: Shape, settings: Settings) -> HeadBytes:
-    """Bytes for ``settings.answer_tokens`` states of H numbers. Entropy (policy methods) needs two more tiles."""
+    """Bytes for ``settings.answer_tokens`` states of H numbers.
+
+    Policy methods log the entropy: on the CPU its forward holds exponentials and their products beside the logits (and
+    those of the tile before), its backward one tile more.
+    """
     n, h, w = settings.answer_tokens, shape.hidden, DTYPES[settings.dtype]
-    tiles = 3 if settings.cost.updates else 1
     if settings.device_type == "cuda":
         tile = min(n, TRL_TILE[0]) * min(shape.vocab, TRL_TILE[1]) * w
         whole = 4 * shape.head_matrix if w == 2 and not settings.lora_r else 0
         return HeadBytes(w * n * h, tile, tile + (4 + (w if w == 2 else 0)) * n * h, whole)
     tokens, width = _cpu_tile(n, shape.vocab)
+    only_one = tokens >= n and width >= shape.vocab
+    entropy = bool(settings.cost.updates)
+    tiles, tiles_back = (3 if only_one else 4, 2) if entropy else (1, 1)
     tile, row = 4 * tokens * width, 4 * width * h if w == 2 else 0  # a bf16 head is upcast one tile at a time
     cast = 4 if w == 2 else 0
     if settings.lora_r:  # the forward makes the gradient's direction, the backward one product
-        kept = 4 * n * h + (w * n * h if settings.cost.updates else 0)
+        kept = 4 * n * h + (w * n * h if entropy else 0)
         return HeadBytes(kept, tiles * tile + row + (w + cast) * n * h, 4 * n * h, 0)
-    return HeadBytes(w * n * h, tiles * tile + row, tile + 2 * row + (4 + w + 2 * cast) * n * h, 0)
+    return HeadBytes(w * n * h, tiles * tile + row, tiles_back * tile + 2 * row + (4 + w + 2 * cast) * n * h, 0)
 
 
 def _cpu_tile(tokens: int, vocab: int) -> tuple[int, int]:
