@@ -87,6 +87,10 @@ class Settings:
             )
         if self.reference == "adapter" and not self.lora_r:
             raise ConfigError("reference=adapter switches the adapter off; it needs lora_r above 0")
+        if self.reference != "auto" and self.cost.reference == "none":
+            raise ConfigError(
+                f"reference={self.reference} would be ignored: {self.method} reads no reference; leave it out"
+            )
         if self.reference == "cache" and self.cost.reference == "model":
             raise ConfigError(f"{self.method} needs a reference model in every step; reference=cache is not enough")
         if self.cost.updates and self.max_new_tokens >= self.sequence_length:

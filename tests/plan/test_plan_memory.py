@@ -181,6 +181,7 @@ def test_an_amount_that_is_none_is_refused(text):
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"utilisation": 1.4}, "utilisation is 1.4"),
         ({"reference": "adapter"}, "needs lora_r"),
+        ({"method": "redi", "reference": "model"}, "redi reads no reference"),
         ({"method": "nsr", "micro_batch": 3}, "split groups of samples=8"),
         ({"method": "nsr", "micro_batch": 8, "max_new_tokens": 2048}, "no room for a prompt"),
     ],
