@@ -84,6 +84,7 @@ class CardFacts:
     seed: int
     processes: int
     data: dict[str, str]
+    datasets: list[str]
     settings: dict[str, str]
     telemetry: dict[str, float]
     versions: dict[str, str]
@@ -98,6 +99,8 @@ class CardFacts:
         base_model = extra.pop("base_model", None) or self.base_model
         if HUB_ID.fullmatch(base_model):
             header["base_model"] = base_model
+        if self.datasets:
+            header["datasets"] = self.datasets
         if self.name:
             header["model_name"] = self.name
         header |= {key: value for key, value in extra.items() if value is not None}
@@ -140,7 +143,7 @@ def code(text: Any) -> str:
 
 def last_part(name: str) -> str:
     """Hub ids as they are; of anything that may be a local path only its last part."""
-    local = HUB_ID.fullmatch(name) is None or name.startswith(".") or Path(name).is_dir()
+    local = HUB_ID.fullmatch(name) is None or name.startswith(".") or Path(name).exists()
     return re.split(r"[\\/]+", name.rstrip("\\/"))[-1] if local else name
 
 
@@ -172,6 +175,7 @@ def card_of(trainer: Any, *, name: str = "", **extra: Any) -> CardFacts:
         seed=args.seed,
         processes=args.world_size,
         data=_data(trainer),
+        datasets=_hub_ids(trainer),
         settings=_settings(args),
         telemetry=_telemetry(state.log_history),
         versions=versions(),
@@ -198,10 +202,19 @@ def _data(trainer: Any) -> dict[str, str]:
     import hashlib
 
     found = {"rows": str(len(trainer.train_dataset))}
+    for kind, (source, configuration) in trainer.data_sources.items():
+        if source:
+            found[f"{kind} rows from"] = f"{last_part(source)} {configuration or ''}".strip()
     for name, value in trainer._provenance().items():
         text = _plain(value)
         found[name] = text if len(text) <= LONG else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
     return {name: value for name, value in found.items() if value not in ("", "None")}
+
+
+def _hub_ids(trainer: Any) -> list[str]:
+    """Data sets of the run that are on the Hub, each once."""
+    sources = (source for source, _ in trainer.data_sources.values() if source)
+    return list(dict.fromkeys(source for source in sources if HUB_ID.fullmatch(last_part(source))))
 
 
 def _settings(args: Any) -> dict[str, str]:

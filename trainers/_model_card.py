@@ -1,5 +1,6 @@
 """The model card goes where the weights go: into every checkpoint and into the output folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from negpo.model_card import write_card
 
 class WritesModelCard(Trainer):
     """Mixin before a Trainer. Replaces the cards of transformers, TRL and PEFT, which name their own methods."""
+
+    data_sources: Mapping[
+        str, tuple[str | None, str | None]
+    ] = {}  # kind of row -> file, folder or Hub id; configuration
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -143,6 +143,10 @@ def run_training(method: str, argv: Sequence[str]) -> None:
     if args.output_dir in (None, "trainer_output"):
         args.output_dir = f"{method}-output"
     trainer = build(method, script, args)
+    trainer.data_sources = {
+        "forget": (script.forget_dataset, script.forget_name),
+        "retain": (script.retain_dataset, script.retain_name),
+    }
     resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()

@@ -116,6 +116,7 @@ def _output(args: PreferenceConfig) -> Path:
 
 def _train(method: str, script: PreferenceScriptArguments, args: PreferenceConfig, argv: Sequence[str]) -> None:
     trainer = build(method, script, args)
+    trainer.data_sources = {"preference": (script.dataset, script.dataset_name)}
     resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()

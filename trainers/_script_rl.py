@@ -93,6 +93,7 @@ def run_training(method: str, argv: Sequence[str]) -> None:
     if args.output_dir in (None, "trainer_output"):
         args.output_dir = f"{method}-output"
     trainer = build(method, script, args)
+    trainer.data_sources = {"problem": (script.dataset, ", ".join(script.dataset_names or []))}
     resume = {"true": True, "false": None}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     try:
         trainer.train(resume_from_checkpoint=resume)

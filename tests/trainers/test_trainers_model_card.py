@@ -26,7 +26,7 @@ def body(folder) -> str:
 def facts(**changes) -> CardFacts:
     values = {
         "method": "npo", "trainer": "NPOTrainer", "base_model": "org/model", "adapter": False, "steps": (3, 10),
-        "seed": 0, "processes": 1, "data": {"rows": "4"}, "settings": {"beta": "0.1"},
+        "seed": 0, "processes": 1, "data": {"rows": "4"}, "datasets": [], "settings": {"beta": "0.1"},
         "telemetry": {"forget/logp": -1.0}, "versions": {"python": "3.11"},
     }  # fmt: skip
     return CardFacts(**values | changes)
@@ -116,6 +116,19 @@ def test_create_model_card_takes_the_metadata_that_transformers_passes_on(tmp_pa
         "library_name": "transformers", "tags": [], "model_name": "mine", "license": "mit", "datasets": "org/data",
     }  # fmt: skip
     assert "mine-too" in header(tmp_path)["tags"]
+
+
+def test_a_card_names_hub_data_sets_whole_and_files_by_their_last_part(tmp_path):
+    trainer = unlearn_tiny.make_trainer("ga", tmp_path, max_steps=1)
+    private = tmp_path / "alice" / "rows.jsonl"
+    private.parent.mkdir()
+    private.touch()
+    trainer.data_sources = {"forget": ("locuslab/TOFU", "forget10"), "retain": (str(private), None)}
+    trainer.create_model_card()
+    assert header(tmp_path)["datasets"] == ["locuslab/TOFU"]
+    assert "| `forget rows from` | `locuslab/TOFU forget10` |" in body(tmp_path)
+    assert "| `retain rows from` | `rows.jsonl` |" in body(tmp_path)
+    assert "alice" not in body(tmp_path)
 
 
 def test_a_license_is_only_stated_where_it_was_given():
