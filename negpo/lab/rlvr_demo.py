@@ -173,7 +173,7 @@ def _print(results: Results, found: list[Claim], report: Path) -> None:
     for name in results.names:
         falls = [] if name == BASE else [estimate([drop_values(run) for run in results.runs(name)])]
         cells = [_cell(value, 100, "{:.0f}", "{:.1f}") for value in curve(results, name)]
-        cells += [_cell(value, 1, "{:.2f}", "{:.2f}") for value in (entropy(results, name), *falls)]
+        cells += [_cell(value, 1, "{:.2f}", "{:.3f}") for value in (entropy(results, name), *falls)]
         table.add_row(results.title(name), *cells)
     console.print(table)
     console.print("entropy: nats per token; fall: of the log-prob of right answers of before, nats per answer")
@@ -187,5 +187,5 @@ def _print(results: Results, found: list[Claim], report: Path) -> None:
 
 def _cell(value: Estimate, scale: float, bounds: str, form: str) -> str:
     """The value, and its interval on a second line."""
-    low, high = (bounds.format(scale * bound) for bound in (value.low, value.high))
+    low, high = (bounds.format(scale * bound).removeprefix("0") or "0" for bound in (value.low, value.high))
     return f"{form.format(scale * value.value)}\n{low}-{high}"

@@ -5,10 +5,14 @@ import json
 import re
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from negpo.errors import ConfigError
 from negpo.lab.rlvr_demo import TUNING_SEEDS, RlvrSettings, run_rlvr_demo
 from negpo.lab.rlvr_runs import RUNS, Plan
+from negpo.lab.rlvr_watch import Known, Probe, ProbeAnswer, WatchedEngine
+from negpo.rollout import Sample, Sampling
 
 METHODS = ("nsr", "psr", "ngrpo", "grpo")
 
@@ -88,6 +92,43 @@ def test_results_of_other_settings_are_not_taken_for_finished(demo):
 
 def test_the_model_before_training_does_not_depend_on_how_training_goes(demo):
     assert Plan(**{**vars(demo.plan(0)), "steps": 9, "engine": "vllm"}).finished("base")
+
+
+def test_the_probe_scores_whole_answers_as_plain_logits_do(demo):
+    folder = demo.out / "seed0" / "nsr" / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("Question: Compute 12+1.\nAnswer:")["input_ids"]
+    texts = (" 12+1=13 \\boxed{13}", " \\boxed{13}")
+    rows = [(*prompt, *tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in texts]
+    answers = [ProbeAnswer("p", len(prompt), ids, complete) for ids, complete in zip(rows, (True, False), strict=True)]
+    expected = []
+    for ids in rows:
+        scores = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected.append(scores[range(len(ids) - len(prompt)), ids[len(prompt) :]].sum().item())
+    assert Probe(answers, tokenizer.pad_token_id).score(model) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_watched_engine_describes_what_it_drew_and_is_otherwise_the_engine_itself(demo):
+    tokenizer = AutoTokenizer.from_pretrained(demo.out / "seed0" / "nsr" / "model")
+    texts = ((" 12+1=13,13-1=12 \\boxed{12}", " 12+1=13 \\boxed{13}"), (" 5 \\boxed{5}", " 5 \\boxed{5}"))
+    known = {"a": Known("12", "Level 2", 2), "b": Known("6", "Level 1", 1)}
+
+    class Engine:
+        name = "fixed"
+
+        def generate(self, prompt_ids, sampling, **options):
+            ids = [[tokenizer(text)["input_ids"] for text in group] for group in texts]
+            return [
+                [Sample(p, i, row, [-0.5] * len(row), "stop") for i, row in enumerate(g)] for p, g in enumerate(ids)
+            ]
+
+    watched = WatchedEngine(Engine(), tokenizer, known)
+    watched.generate([tokenizer("a")["input_ids"], tokenizer("b")["input_ids"]], Sampling(n=2))
+    (rollout,) = watched.rollouts
+    assert (watched.name, watched.prompts, rollout["samples"]) == ("fixed", ["a", "b"], 4)
+    assert (rollout["right"], rollout["all_wrong"], rollout["complete"], rollout["distinct"]) == (0.25, 0.5, 0.25, 0.75)
+    assert rollout["entropy"] == pytest.approx(0.5)
+    assert rollout["levels"]["Level 2"]["right"] == 0.5
 
 
 @pytest.mark.parametrize(
