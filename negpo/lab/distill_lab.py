@@ -1,9 +1,13 @@
 """The distillation lab: a stronger teacher's right and wrong traces for a weaker student. REDI, arXiv 2505.24850.
 
-The student is the arithmetic lab's model. The teacher is the same model trained longer, on answers that work the chain
-out more often and slip less. The teacher answers training questions several times, the verifier grades every trace,
-and the builder of `negpo data redi` makes the two sets: right traces for stage 1, pairs for stage 2. Stage 1, SFT on
-the right traces, is done here, because every method of stage 2 starts from its result.
+The student is the arithmetic lab's model. The teacher is the same model trained longer, on answers in two manners:
+worked out, or lazy, with every operation after the first written as plus or minus 0. Lazy answers are as long as the
+others, and right where the later operations happen to cancel, in half of the longer questions. So right traces hold
+lucky lazy ones, and SFT teaches them; only the wrong traces tell that laziness is what fails.
+
+The teacher answers training questions several times, the verifier grades every trace, and the builder of
+`negpo data redi` makes the two sets: right traces for stage 1, pairs for stage 2. Stage 1, SFT on the right traces, is
+done here, because every method of stage 2 starts from its result.
 """
 
 from __future__ import annotations
@@ -11,24 +15,25 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from negpo.configs import recipe_path
-from negpo.data.io import atomic_write, atomic_write_json, read_jsonl
+from negpo.data.io import atomic_write, atomic_write_json
 from negpo.data.redi import REDIFilters, REDIReport, build_sets, from_eval
 from negpo.lab._cache import MANIFEST, build_once, settings_key, source_hash
 from negpo.lab._jobs import report_progress
 from negpo.lab._models import Schedule, train_lm
-from negpo.lab.arithmetic import LEVELS, PROMPT, ArithmeticProblem, make_answer, make_problem, make_problems, worked
+from negpo.lab.arithmetic import CHANGE, LARGEST, PROMPT, SMALLEST, ArithmeticProblem, worked
 from negpo.lab.arithmetic_build import ArithmeticLabPaths, encode
 from negpo.lab.prefer_measure import Question, measure_answers
 
 SOURCES = ("distill_lab.py", "prefer_measure.py")
 STAGE1 = "sft/lab_stage1"
 RIGHT_TRACES, PAIRS = "right_traces", "pairs"
-TEACHER_WORKED = 0.5  # share of the teacher's training answers that are worked out without a slip
+LAZY = 0.5  # share of the teacher's training answers
+CANCELS = 0.5  # share of longer questions on which a lazy answer is right
 STEPS = 5  # of a build, for its progress bar
 # The arithmetic model was trained on plain text; this template writes conversations the same way.
 TEMPLATE = (
@@ -53,7 +58,7 @@ class DistillSize:
     samples: int = 8
     max_new_tokens: int = 80
     stage1_steps: int | None = None
-    levels: tuple[int, ...] = LEVELS
+    levels: tuple[int, ...] = (2, 3, 4)
     memorise: bool = False
 
 
@@ -68,7 +73,7 @@ SIZES = {
         samples=2,
         max_new_tokens=32,
         stage1_steps=2,
-        levels=(1,),
+        levels=(2,),
         memorise=True,
     ),
 }
@@ -100,9 +105,37 @@ class DistillLab:
         return {"name": self.root.name, "sets": manifest["sets"], "references": manifest["references"]}
 
 
+def make_question(level: int, rng: random.Random) -> ArithmeticProblem:
+    """A chain of `level` operations, 2 or more; of longer ones, half end where they were after the first operation."""
+    cancels = level >= 3 and rng.random() < CANCELS
+    while True:
+        operands = (rng.randint(SMALLEST, LARGEST), *(rng.randint(1, CHANGE) for _ in range(level)))
+        problem = ArithmeticProblem(level, operands, tuple(rng.choice("+-") for _ in range(level)))
+        totals = problem.totals
+        if all(SMALLEST <= total <= LARGEST for total in totals) and (totals[0] == totals[-1]) == (
+            cancels or level == 1
+        ):
+            return problem
+
+
+def make_questions(count: int, seed: int, levels: Sequence[int]) -> list[ArithmeticProblem]:
+    """`count` different questions, levels in turn."""
+    rng = random.Random(f"distill-{seed}")
+    found: dict[ArithmeticProblem, None] = {}
+    while len(found) < count:
+        found[make_question(levels[len(found) % len(levels)], rng)] = None
+    return list(found)
+
+
 def teacher_answer(problem: ArithmeticProblem, rng: random.Random) -> str:
-    """Half of the teacher's training answers are worked out without a slip, the others are those of the lab."""
-    return worked(problem) if rng.random() < TEACHER_WORKED else make_answer(problem, rng)
+    """Lazy or worked out, with the same probability at every level."""
+    return lazy(problem) if rng.random() < LAZY else worked(problem)
+
+
+def lazy(problem: ArithmeticProblem) -> str:
+    """The first operation worked out, the others with 0 for their number: ` 23-3=20,20+0=20 \\boxed{20}`."""
+    operands = (*problem.operands[:2], *[0] * (len(problem.operands) - 2))
+    return worked(replace(problem, operands=operands))
 
 
 def build_distill_lab(arithmetic: ArithmeticLabPaths, out_dir: str | Path, seed: int, size: str) -> DistillLab:
@@ -129,21 +162,13 @@ def _fill(lab: DistillLab, arithmetic: ArithmeticLabPaths, seed: int, size: Dist
     tokenizer.chat_template = TEMPLATE
     start = AutoModelForCausalLM.from_pretrained(arithmetic.model)
     teacher = AutoModelForCausalLM.from_pretrained(arithmetic.model)
-    test = read_jsonl(arithmetic.data / "test.jsonl", repair=False)
-    questions = [
-        Question(PROMPT.format(question=row["problem"]), row["answer"], row["level"])
-        for row in test[: size.test_questions]
-    ]
+    problems = make_questions(size.test_questions + size.questions, seed, size.levels)
+    test, asked = problems[: size.test_questions], problems[size.test_questions :]
+    questions = [Question(PROMPT.format(question=item.question), item.answer, f"level {item.level}") for item in test]
     atomic_write_json(lab.root / "questions.json", [asdict(question) for question in questions])
-    hidden = {row["problem"] for row in test}
-    asked = [
-        problem
-        for problem in make_problems(size.questions, seed + 1, levels=size.levels)
-        if problem.question not in hidden
-    ]
 
     report_progress(1, STEPS, "teacher")
-    train_teacher(teacher, tokenizer, asked if size.memorise else [], hidden, seed, size)
+    train_teacher(teacher, tokenizer, asked if size.memorise else [], set(test), seed, size)
     report_progress(2, STEPS, "traces")
     report = write_sets(lab, teacher, tokenizer, asked, size)
     report_progress(3, STEPS, "student, stage 1")
@@ -167,7 +192,7 @@ def train_teacher(
     model: Any,
     tokenizer: Any,
     known: Sequence[ArithmeticProblem],
-    hidden: set[str],
+    hidden: set[ArithmeticProblem],
     seed: int,
     size: DistillSize,
 ) -> None:
@@ -176,8 +201,8 @@ def train_teacher(
     pairs: list[tuple[str, str]] = []
     while len(pairs) < size.teacher_rows:
         turn = len(pairs)
-        problem = known[turn % len(known)] if known else make_problem(size.levels[turn % len(size.levels)], rng)
-        if problem.question not in hidden:
+        problem = known[turn % len(known)] if known else make_question(size.levels[turn % len(size.levels)], rng)
+        if problem not in hidden:
             pairs.append((PROMPT.format(question=problem.question), teacher_answer(problem, rng)))
     schedule = Schedule(size.teacher_lr, batch_size=size.batch, equal_tokens=True)
     train_lm(model, encode(tokenizer, pairs), schedule, pad_id=tokenizer.pad_token_id, seed=seed)
