@@ -38,7 +38,7 @@ from typing import Any
 from negpo.configs import CONFIGS
 
 METHODS = ("npo", "npo_kl", "catnip", "redi", "d2o", "d2o_refresh", "nsr", "resrl")
-STRATEGIES = ("cpu", "zero1", "zero2", "zero3", "fsdp2")
+STRATEGIES = ("cpu", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 POLICY = ("nsr", "resrl")
 TOLERANCE = 2e-5
 CASE_SECONDS = 150  # a case takes about five; longer is a deadlock, and stacks are printed

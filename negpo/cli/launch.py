@@ -47,7 +47,8 @@ def split(settings: Sequence[str]) -> tuple[Launch | None, list[str]]:
 
     Raises ConfigError for an unknown name, a flag without value, or process flags without ``--launch``.
     """
-    found, rest = {}, []
+    found: dict[str, str] = {}
+    rest: list[str] = []
     words = iter(settings)
     for word in words:
         flag, equals, value = word.partition("=")
@@ -59,8 +60,8 @@ def split(settings: Sequence[str]) -> tuple[Launch | None, list[str]]:
         if not value:
             raise ConfigError(f"{flag} needs a value")
         found[name] = value
-    name = found.pop("launch", None)
-    if name is None:
+    name = found.pop("launch", "")
+    if not name:
         if found:
             raise ConfigError(f"--{next(iter(found))} needs --launch: one of {', '.join(LAUNCHES)}")
         return None, rest
