@@ -60,14 +60,14 @@ def inspect_checkpoint(name: str, label: str | None = None) -> Checkpoint:
     except ValueError as error:
         raise ConfigError(f"{folder / 'config.json'} is not readable as JSON: {error}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the tokenizer of {name} could not be loaded: {error}") from error
     return Checkpoint(label or name, name, folder, tensors, config, tokenizer, tokenizer_hash(tokenizer))
 
 
-def check_family(models: Sequence[Checkpoint], target: Checkpoint, retain: Checkpoint) -> list[str]:
-    """Refuse models that cannot be compared; returns warnings about those that can but look like a mistake.
+def check_family(models: Sequence[Checkpoint], target: Checkpoint, retain: Checkpoint) -> dict[str, list[str]]:
+    """Refuse models that cannot be compared; returns, by label, warnings about those that look like a mistake.
 
     Raises ConfigError when the target equals the retain model (every verdict is relative to their difference), or when
     a model differs from the target in architecture, sizes or tokenizer (then losses per token are of other tokens).
@@ -79,13 +79,15 @@ def check_family(models: Sequence[Checkpoint], target: Checkpoint, retain: Check
         )
     for role, model in [("retain model", retain), *(("model", model) for model in models)]:
         _check_same_family(role, model, target)
-    warnings = []
-    for model in models:
-        for role, control in (("target", target), ("retain model", retain)):
-            if model.same_weights(control):
-                meaning = "nothing was unlearned" if role == "target" else "it is its own control"
-                warnings.append(f"the weights of {model.label} equal those of the {role} {control.name}: {meaning}")
-    return warnings
+    meaning = {"target": "nothing was unlearned", "retain model": "it is its own control"}
+    return {
+        model.label: [
+            f"the weights of {model.label} equal those of the {role} {control.name}: {meaning[role]}"
+            for role, control in (("target", target), ("retain model", retain))
+            if model.same_weights(control)
+        ]
+        for model in models
+    }
 
 
 def check_vocabulary_of(model: Checkpoint, rows: Sequence[Sequence[int]]) -> None:

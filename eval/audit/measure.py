@@ -125,6 +125,7 @@ def measure(
         "role": role,
         "template": plan.template_sha256,
         "max_length": plan.settings.max_length,
+        "dtype": plan.settings.dtype,
         "compat": plan.settings.batching.compat,
     }
     stages = Stages(folder, identity, ranks)

@@ -77,15 +77,14 @@ class Audit:
         """Write the items of every model, then ``audit.json``, whose presence says that the audit is complete."""
         for one in (*self.models, self.target, self.retain):
             lines = (json.dumps(strict(row), ensure_ascii=False, allow_nan=False) for row in _items(one))
-            atomic_write(folder / "models" / _folder_name(one) / "items.jsonl", "\n".join(lines) + "\n")
+            name = folder_name(one.label) if one.measured.role == "model" else f"{one.label} (control)"
+            atomic_write(folder / "models" / name / "items.jsonl", "\n".join(lines) + "\n")
         return atomic_write_json(folder / AUDIT_FILE, self.as_dict())
 
 
-def _folder_name(one: ModelAudit) -> str:
-    """A control's role, or the model's label as a plain file name."""
-    if one.measured.role != "model":
-        return f"{one.measured.role} (control)"
-    return re.sub(r"[^\w.-]+", "-", one.label).strip("-.") or "model"
+def folder_name(label: str) -> str:
+    """A label as a plain file name."""
+    return re.sub(r"[^\w.-]+", "-", label).strip("-.") or "model"
 
 
 def _items(one: ModelAudit) -> list[dict[str, Any]]:

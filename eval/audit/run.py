@@ -84,7 +84,9 @@ def run_audit(
     return _judge_all(measured, plan, warnings, requirements)
 
 
-def _judge_all(measured: list[Measured], plan: Plan, warnings: list[str], requirements: Sequence[Requirement]) -> Audit:
+def _judge_all(
+    measured: list[Measured], plan: Plan, warnings: dict[str, list[str]], requirements: Sequence[Requirement]
+) -> Audit:
     """Numbers and verdicts from what was measured: retain model, target, then the models."""
     settings = plan.settings
     sizes = {name: len(rows) for name, rows in plan.data.sets.items()}
@@ -92,12 +94,13 @@ def _judge_all(measured: list[Measured], plan: Plan, warnings: list[str], requir
     control = measured[0]
     kinds = [*KINDS, *(line_kind(attack) for attack in plan.attacks)]
     found = [ModelAudit(one, numbers_of(one, control, plan, resampler)) for one in measured]
-    for one in found:
-        estimates = [side.numbers.estimates for side in (one, found[0], found[1])]
-        lines = (judge(kind, *estimates, settings, resampler) for kind in kinds)
-        one.lines = [line for line in lines if line is not None]
-        one.warnings = [text for text in warnings if f"weights of {one.label} equal" in text] + _unusable(one.measured)
     retain, target, *models = found
+    for one in found:
+        own = one.numbers.estimates
+        controls = retain.numbers.estimates, target.numbers.estimates
+        lines = (judge(kind, own, *controls, settings=settings, resampler=resampler) for kind in kinds)
+        one.lines = [line for line in lines if line is not None]
+        one.warnings = warnings.get(one.label, []) + _unusable(one.measured)
     audit = Audit(_manifest(measured, plan), models, target, retain)
     for one in models:
         audit.outcomes += check_requirements(requirements, one.label, one.values(), target.values(), retain.values())

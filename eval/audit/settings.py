@@ -27,7 +27,8 @@ class AuditSettings:
     alpha: level of the KS test of forget quality. confidence: of all intervals, two-sided.
     resamples: bootstrap resamples of the rows, shared by all models so that differences are paired.
 
-    seed: of the bootstrap and of the attacks. mia_k: share of tokens in Min-K%. limit: first rows of every set only.
+    seed: of the bootstrap and of the attacks. mia_k: share of tokens in Min-K%. dtype: in which the caller loads the
+    models. limit: first rows of every set only.
     """
 
     suite: Suite = "standard"
@@ -38,6 +39,7 @@ class AuditSettings:
     resamples: int = 2000
     seed: int = 0
     mia_k: float = 0.4
+    dtype: str = "auto"
     limit: int | None = None
     max_length: int = 512
     max_new_tokens: int = 200
@@ -66,4 +68,4 @@ class AuditSettings:
     def describe(self) -> dict[str, Any]:
         """All settings that change numbers or verdicts, for the manifest."""
         names = ("suite", "leak_margin", "utility_margin", "alpha", "confidence", "resamples", "seed", "mia_k", "limit")
-        return {name: getattr(self, name) for name in (*names, "max_length", "max_new_tokens")}
+        return {name: getattr(self, name) for name in (*names, "dtype", "max_length", "max_new_tokens")}

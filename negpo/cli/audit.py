@@ -94,14 +94,17 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int:
 
 def labelled(models: Sequence[str]) -> list[tuple[str, str]]:
     """(label, model) of each argument: ``LABEL=MODEL``, else the shortest ends of the paths that tell them apart."""
-    pairs = [model.split("=", 1) if "=" in model else ["", model] for model in models]
+    from negpo.eval.audit.result import folder_name
+
+    named = ["=" in model and not Path(model).exists() for model in models]
+    pairs = [model.split("=", 1) if given else ["", model] for given, model in zip(named, models, strict=True)]
     parts = [Path(name).parts for _, name in pairs]
     for size in range(1, max(map(len, parts)) + 1):
         ends = ["/".join(path[-size:]) for path in parts]
         if len(set(ends)) == len(ends):
             break
     labels = [label or end for (label, _), end in zip(pairs, ends, strict=True)]
-    if len(set(labels)) < len(labels) or {"target", "retain"} & set(labels):
+    if len(set(map(folder_name, labels))) < len(labels) or {"target", "retain"} & set(labels):
         raise ConfigError(
             f"the models are called {', '.join(labels)}: give each a label of its own, other than target and retain, "
             "as LABEL=MODEL"
@@ -121,6 +124,7 @@ def _settings(args: argparse.Namespace) -> "AuditSettings":
         utility_margin=args.utility_margin,
         seed=args.seed,
         limit=args.limit,
+        dtype=args.dtype,
         max_new_tokens=args.max_new_tokens,
         template=templates[args.template],
         batching=Batching(max_rows=args.batch_rows, max_tokens=args.batch_tokens),
@@ -136,7 +140,7 @@ def _load(checkpoint: "Checkpoint", args: argparse.Namespace, local_rank: int) -
     disable_progress_bar()  # ours is the one to look at
     device = args.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=args.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=args.dtype)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: weights of other sizes than the configuration
         raise ConfigError(f"{checkpoint.name} could not be loaded as a causal language model: {error}") from error
     return model.to(device).eval()

@@ -39,7 +39,7 @@ def render_audit(path: Path, out: Path | None = None) -> Path:
         f"{len(models)} model{'s' if len(models) > 1 else ''}, suite {manifest['settings']['suite']}, "
         f"{rows['forget']} forget rows ({manifest['data']['forget']}), seed {manifest['settings']['seed']}"
     )
-    groups = [(*GROUPS[name], verdict_table(audit, name)) for name in GROUPS if _lines(models[0], name)]
+    groups = [(*GROUPS[name], verdict_table(audit, name)) for name in GROUPS if lines_of(audit, name)]
     pictures = {
         name: getattr(figures, name)(audit) for name in ("forget_utility", "roc_curves", "relearning", "attack_bars")
     }
@@ -90,9 +90,9 @@ def verdict_table(audit: dict[str, Any], group: str) -> Table:
     header = ["line", *titles(audit)]
     rows = []
     rules: dict[str, list[str]] = {}
-    for line in _lines(models[0], group):
+    for line in lines_of(audit, group):
         rules.setdefault(line["rule"], []).append(line["title"])
-        twins = [_twin(model, line["metric"]) for model in models]
+        twins = [twin_of(model, line["metric"]) for model in models]
         controls = [_control(line[name]) for name in ("retain", "target")]
         limit = f"limit {number(float(line['limit']))}"
         rows.append([Cell(line["title"], limit), *(_verdict(twin) for twin in twins), *controls])
@@ -101,11 +101,18 @@ def verdict_table(audit: dict[str, Any], group: str) -> Table:
     return Table(header, rows, " ".join(spelt))
 
 
-def _lines(model: dict[str, Any], group: str) -> list[dict[str, Any]]:
-    return [line for line in model["lines"] if line["group"] == group]
+def lines_of(audit: dict[str, Any], group: str) -> list[dict[str, Any]]:
+    """The lines of a group that any model has, each once."""
+    found: dict[str, dict[str, Any]] = {}
+    for model in audit["models"]:
+        for line in model["lines"]:
+            if line["group"] == group:
+                found.setdefault(line["metric"], line)
+    return list(found.values())
 
 
-def _twin(model: dict[str, Any], metric: str) -> dict[str, Any] | None:
+def twin_of(model: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    """The model's line on a metric, if it has one."""
     return next((line for line in model["lines"] if line["metric"] == metric), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from negpo.report.audit import lines_of, twin_of
 from negpo.report.unlearning import number
 
 MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "undecided": ("~", "yellow"), "no power": ("?", "dim")}
@@ -34,13 +35,13 @@ def _verdicts(audit: dict[str, Any]) -> Any:
     table = Table(title="negpo audit: ✓ pass, ✗ fail, ~ undecided, ? no power")
     for name in ("line", *(model["label"] for model in models), "retain", "target"):
         table.add_column(name, no_wrap=name == "line")
-    for line in models[0]["lines"]:
-        cells = []
-        for model in models:
-            twin = next((one for one in model["lines"] if one["metric"] == line["metric"]), None)
-            cells.append(_cell(twin, intervals=len(models) <= INTERVALS_UP_TO))
-        controls = (number(float(line[name]["value"])) for name in ("retain", "target"))
-        table.add_row(line["metric"], *cells, *controls, end_section=_last_of_group(models[0]["lines"], line))
+    for group in models[0]["groups"]:
+        lines = lines_of(audit, group)
+        for line in lines:
+            twins = (twin_of(model, line["metric"]) for model in models)
+            cells = [_cell(twin, intervals=len(models) <= INTERVALS_UP_TO) for twin in twins]
+            controls = (number(float(line[name]["value"])) for name in ("retain", "target"))
+            table.add_row(line["metric"], *cells, *controls, end_section=line is lines[-1])
     for group in models[0]["groups"]:
         counts = [model["groups"][group] for model in models]
         if any(sum(one.values()) for one in counts):
@@ -57,10 +58,6 @@ def _cell(line: dict[str, Any] | None, *, intervals: bool) -> Any:
     mark, style = MARKS[line["outcome"]]
     values = [number(float(line[name])) for name in ("value", "low", "high")]
     return Text(f"{mark} {values[0]}" + (f" [{values[1]}, {values[2]}]" if intervals else ""), style)
-
-
-def _last_of_group(lines: list[dict[str, Any]], line: dict[str, Any]) -> bool:
-    return [one for one in lines if one["group"] == line["group"]][-1] is line
 
 
 def _conditions(audit: dict[str, Any]) -> Any:

@@ -150,13 +150,14 @@ def test_an_unknown_condition_is_refused_before_data_and_models_are_read(tmp_pat
         (["runs/npo", "runs/ga"], ["npo", "ga"]),
         (["a/npo/model", "a/ga/model"], ["npo/model", "ga/model"]),
         (["first=a/npo", "org/second"], ["first", "second"]),
+        (["first=runs/lr=1e-5/model"], ["first"]),
     ],
 )
 def test_models_are_called_by_what_tells_them_apart(models, labels):
     assert [label for label, _ in command.labelled(models)] == labels
 
 
-@pytest.mark.parametrize("models", [["a=x", "a=y"], ["target=x"], ["x/retain"]])
+@pytest.mark.parametrize("models", [["a=x", "a=y"], ["target=x"], ["x/retain"], ["a/b=x", "a-b=y"]])
 def test_ambiguous_labels_are_refused(models):
     with pytest.raises(ConfigError, match="give each a label of its own"):
         command.labelled(models)
