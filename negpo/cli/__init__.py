@@ -21,7 +21,6 @@ COMMANDS = {
     "report": report,
     "lab": lab,
     "plan": plan,
-    "plan": plan,
     "reproduce": reproduce,
     "doctor": doctor,
 }
