@@ -64,7 +64,7 @@ def _parameters(name: str) -> tuple[str, ...] | None:
     return None if method is None else tuple(inspect.signature(method).parameters)[1:]
 
 
-class GRPOAdapter(WritesModelCard, GRPOTrainer):
+class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's create_model_card has fewer arguments
     """GRPOTrainer with its private methods turned into the hooks below."""
 
     # Upstream these are unions with None, for the time before __init__ is done.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import Trainer
 
@@ -12,9 +11,8 @@ from negpo.model_card import write_card
 class WritesModelCard(Trainer):
     """Mixin before a Trainer. Replaces the cards of transformers, TRL and PEFT, which name their own methods."""
 
-    data_sources: Mapping[
-        str, tuple[str | None, str | None]
-    ] = {}  # kind of row -> file, folder or Hub id; configuration
+    # kind of row -> file, folder or Hub id; configuration. Set by `negpo train`: a trainer only sees rows.
+    data_sources: Mapping[str, tuple[str | None, str | None]] = {}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -27,14 +25,16 @@ class WritesModelCard(Trainer):
         tags: str | list[str] | None = None,
         model_name: str | None = None,
         finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
         dataset_name: str | None = None,
-        **_: Any,
     ) -> None:
         """The card of the output folder, with the metadata given here; ``push_to_hub`` and TRL call it.
 
-        Arguments as in transformers (and ``dataset_name`` as in TRL). Those about evaluation results are not used:
-        a trainer of negpo evaluates nothing.
+        Arguments as in transformers (and ``dataset_name`` as in TRL). ``tasks``, ``dataset_tags`` and ``dataset_args``
+        describe evaluation results and are not used: a trainer of negpo evaluates nothing.
         """
         if not self.is_world_process_zero():
             return

@@ -1,5 +1,6 @@
 """The README.md beside every saved model."""
 
+import json
 import re
 from importlib import import_module
 from types import SimpleNamespace
@@ -129,6 +130,21 @@ def test_a_card_names_hub_data_sets_whole_and_files_by_their_last_part(tmp_path)
     assert "| `forget rows from` | `locuslab/TOFU forget10` |" in body(tmp_path)
     assert "| `retain rows from` | `rows.jsonl` |" in body(tmp_path)
     assert "alice" not in body(tmp_path)
+
+
+def test_negpo_train_says_which_file_the_rows_came_from(tmp_path):
+    from negpo.trainers import run_training
+
+    unlearn_tiny.make_model().save_pretrained(tmp_path / "base")
+    unlearn_tiny.make_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unlearn_tiny.FORGET))
+    settings = {
+        "model_name_or_path": tmp_path / "base", "forget_dataset": tmp_path / "forget.jsonl",
+        "output_dir": tmp_path / "out", "max_steps": 1, "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true",
+    }  # fmt: skip
+    run_training("ga", [str(part) for key, value in settings.items() for part in (f"--{key}", value)])
+    assert "| `forget rows from` | `forget.jsonl` |" in body(tmp_path / "out")
+    assert str(tmp_path) not in body(tmp_path / "out")
 
 
 def test_a_license_is_only_stated_where_it_was_given():
