@@ -67,7 +67,7 @@ SIZES = {
     "default": ArithmeticSize(),
     "tiny": ArithmeticSize(
         hidden=32,
-        layers=1,
+        layers=2,  # ResRL reads the layer before the last
         heads=1,
         worked_rows=160,
         answer_rows=640,

