@@ -17,7 +17,7 @@ __all__ = ["ATTACKS", "Attack", "AttackData", "AttackItem", "AttackResult", "att
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "relearn_forget": partial(Relearn, source="forget"),
     "relearn_paraphrase": partial(Relearn, source="paraphrase"),
-    "relearn_retain": partial(Relearn, source="retain", k=None),
+    "relearn_retain": partial(Relearn, source="retain"),
     "quantise_8bit": partial(Quantise, bits=8, group=None),
     "quantise_4bit": partial(Quantise, bits=4, group=128),
     "prompting": Prompting,

@@ -161,7 +161,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return float(np.mean(values)), low, high
 
 
-def curve(points: Mapping[float, Sequence[float]]) -> Curve:
+def curve(points: Mapping[int, Sequence[float]] | Mapping[float, Sequence[float]]) -> Curve:
     """Rows [x, mean, low, high] from the items' values at every x."""
     return [[float(x), *mean_interval(values)] for x, values in points.items()]
 
@@ -171,7 +171,8 @@ def conclude(
 ) -> AttackResult:
     """A result from items' values by measure (each (N,)), of which ``headline`` is the value."""
     measures = {key: list(mean_interval(values)) for key, values in measured.items()}
-    return AttackResult(name, dict(settings), headline, *measures[headline], measures=measures, **parts)
+    value, low, high = measures[headline]
+    return AttackResult(name, dict(settings), headline, value, low, high, measures=measures, **parts)
 
 
 class Stopwatch:

@@ -88,15 +88,15 @@ def quantise_(model: nn.Module, bits: int, group: int | None, *, head: bool = Fa
         raise ConfigError(f"{type(model).__name__} has no linear layer whose weight could be quantised")
     for weight in done.values():
         weight.copy_(round_to_nearest(weight, bits, group))
-    # Conv1D keeps its weight as (in, out), so a view of it was rounded: same storage, same number of elements
     return sum(weight.numel() for weight in done.values()) / sum(p.numel() for p in model.parameters())
 
 
 def _linear_weights(model: nn.Module, head: bool) -> Iterator[Tensor]:
-    """Weights (out, in) of all linear layers, GPT-2's transposed ones included."""
+    """Weights (out, in) of all linear layers; GPT-2 stores them transposed, there it is a view."""
     from transformers.pytorch_utils import Conv1D
 
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    embeddings: Any = getattr(model, "get_output_embeddings", None)
+    output = embeddings() if embeddings else None
     for module in model.modules():
         if module is output and not head:
             continue

@@ -32,8 +32,8 @@ from negpo.eval.scoring import Batching, Report, pad_token
 
 Source = Literal["forget", "paraphrase", "retain"]
 SOURCES: tuple[Source, ...] = ("forget", "paraphrase", "retain")
-# Adam's best rate falls with the width (arXiv 2203.03466): 1e-5 at 4,096 hidden units, where papers use it
-RATE_TIMES_WIDTH = 0.04
+# Adam's best rate falls with the width (arXiv 2203.03466): 2e-5 at 4,096 hidden units, a usual rate for fine-tuning
+RATE_TIMES_WIDTH = 0.08
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Relearn:
     """Fine-tune all weights with AdamW at a constant rate and look again after 1, 2, 4, … ``steps`` steps.
 
     source: ``forget`` rows, other wordings (``paraphrase``) of forget rows, or ``retain`` rows only. k: rows that are
-    fine-tuned on; None is all, for ``retain`` alone. lr: None is 0.04 / hidden size. batch_size: rows per step.
+    fine-tuned on; None is half of the forget rows, or all retain rows. lr: None is 0.08 / hidden size. batch_size: rows
+    per step.
     """
 
     source: Source = "forget"
-    k: int | None = 10
+    k: int | None = None
     steps: int = 32
     lr: float | None = None
     batch_size: int = 8
@@ -54,9 +55,7 @@ class Relearn:
 
     def __post_init__(self) -> None:
         check(self.source, lambda source: source in SOURCES, f"source must be one of {', '.join(SOURCES)}")
-        check(self.k, lambda k: k is None or k >= 1, "k must be at least 1 row")
-        if self.k is None and self.source != "retain":
-            raise ConfigError(f"relearning on {self.source} rows needs k: the rows left over are what is measured")
+        check(self.k, lambda k: k is None or k >= 1, "k must be at least 1 row or None")
         check(self.steps, lambda steps: steps >= 1, "steps must be at least 1")
         check(self.batch_size, lambda size: size >= 1, "batch_size must be at least 1")
         check(self.lr, lambda lr: lr is None or lr > 0, "lr must be positive or None")
@@ -75,11 +74,12 @@ class Relearn:
         seed: int,
         progress: Report | None = None,
     ) -> AttackResult:
-        """The value is mean ROUGE-L recall on forget rows not fine-tuned on, after the step where it is highest.
+        """The value is mean answer probability of forget rows not fine-tuned on, after the step where it is highest.
 
-        An attacker keeps the best checkpoint, so a model cannot hide behind a later one. Curves (x = step): both
-        measures on these rows, and with the prefix ``used_`` on the rows fine-tuned on. The copy that is trained is
-        float32; it needs four times its size in memory.
+        An attacker keeps the best checkpoint, so a model cannot hide behind a later one. Not ROUGE: fine-tuning teaches
+        every model the phrases of the answers, which overlap counts and which probability does less. Curves (x = step):
+        both measures on these rows, and with the prefix ``used_`` on the rows fine-tuned on. The copy that is trained
+        is float32; it needs four times its size in memory.
 
         Raises:
             ConfigError: ``k`` leaves no forget row to measure, or exceeds the retain rows.
@@ -119,9 +119,11 @@ def chosen(data: AttackData, source: Source, k: int | None, seed: int) -> tuple[
     pool = data.retain if source == "retain" else data.forget
     if not pool:
         raise DataError("there are no retain rows to relearn from; give the retain set or leave relearn_retain out")
-    count = len(pool) if k is None else k
+    count = k or (len(pool) if source == "retain" else (len(pool) + 1) // 2)
     if source != "retain" and count >= len(pool):
-        raise ConfigError(f"k={k} of {len(pool)} forget rows leaves none to measure; choose at most {len(pool) - 1}")
+        raise ConfigError(
+            f"fine-tuning on {count} of {len(pool)} forget rows leaves none to measure; give more rows or a smaller k"
+        )
     if count > len(pool):
         raise ConfigError(f"k={k} exceeds the {len(pool)} {source} rows")
     start = random.Random(f"relearn-{seed}").randrange(len(pool))
@@ -190,7 +192,7 @@ def _summarise(
         for key in (ROUGE, PROBABILITY)
         if places
     }
-    best = max(history, key=lambda step: sum(values[ROUGE][step]))
+    best = max(history, key=lambda step: sum(values[PROBABILITY][step]))
     measured = {key: points[best] for key, points in values.items()}
     measured |= {f"{key}_before": values[key][0] for key in (ROUGE, PROBABILITY)}
     per_item = []
@@ -199,8 +201,8 @@ def _summarise(
         final = history[best][place]
         per_item.append({"index": row["index"], "used": row["index"] in used, "generation": final["generation"]} | path)
         if row["index"] not in used:
-            per_item[-1]["value"] = final[ROUGE]
+            per_item[-1]["value"] = final[PROBABILITY]
     notes = [f"highest after step {best}", *notes, *not_finite(history[best])]
     curves = {key: curve(points) for key, points in values.items()}
     settings = {**settings, "looks": list(history)}
-    return conclude(name, settings, ROUGE, measured, curves=curves, per_item=per_item, notes=notes)
+    return conclude(name, settings, PROBABILITY, measured, curves=curves, per_item=per_item, notes=notes)

@@ -144,7 +144,7 @@ def test_unusable_items_are_refused_by_row_and_field(items, message):
         ("prompting", {"families": ("magic",)}, "families are paraphrase"),
         ("prompting", {"given": (1.5,)}, "between 0 and 1"),
         ("quantise_4bit", {"bits": 16}, "bits must be between 2 and 8, not 16"),
-        ("relearn_forget", {"k": None}, "needs k"),
+        ("relearn_forget", {"k": 0}, "k must be at least 1"),
         ("relearn_forget", {"lr": -1.0}, "lr must be positive"),
         ("linear_probe", {"folds": 1}, "folds must be at least 2"),
     ],

@@ -1,5 +1,7 @@
 """Simulated quantisation: the grid, its groups, and which weights are rounded."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from torch import nn
 
 from negpo.errors import ConfigError
 from negpo.eval.attacks.quantise import quantise_, round_to_nearest
+from negpo.reference.hashing import hash_model
 
 
 def test_rounding_agrees_with_a_row_worked_out_by_hand():
@@ -87,3 +90,15 @@ def test_the_result_shows_each_item_before_and_after(ran):
     result = ran("quantise_4bit")
     assert {"rougeL_recall", "answer_probability", "generation"} == result.per_item[0]["before"].keys()
     assert "rounded" in result.notes[0]
+
+
+def test_adapters_are_merged_into_the_copy_that_is_rounded_and_left_alone_in_the_callers_model(run, make_model):
+    """Who holds the weights quantises what the model computes, not base and adapter apart."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(make_model(0), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    before = hash_model(adapted)
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    result, expected = run("quantise_8bit", adapted), run("quantise_8bit", merged)
+    assert hash_model(adapted) == before
+    assert result.measures["answer_probability"] == pytest.approx(expected.measures["answer_probability"], rel=1e-4)

@@ -58,10 +58,10 @@ def test_relearning_on_retain_rows_measures_every_forget_row(ran, attacked):
 
 def test_the_curve_starts_before_training_and_the_value_is_its_highest_point(ran):
     result = ran("relearn_paraphrase")
-    points = result.curves["rougeL_recall"]
+    points = result.curves["answer_probability"]
     assert [x for x, *_ in points] == result.settings["looks"] == [0, 1, 2, 4]
     assert result.value == max(y for _, y, *_ in points)
-    assert points[0][1] == result.measures["rougeL_recall_before"][0]
+    assert points[0][1] == result.measures["answer_probability_before"][0]
     assert all(len(row["answer_probability"]) == 4 for row in result.per_item)
 
 
@@ -84,6 +84,13 @@ def test_rows_to_train_on_are_neighbours_round_the_end(attacked):
     assert picks == {tuple((start + offset) % 8 for offset in range(3)) for start in range(8)}
 
 
+def test_half_of_the_forget_rows_and_all_retain_rows_are_the_default(attacked):
+    assert len(chosen(attacked, "forget", None, 0)) == 4
+    assert len(chosen(attacked, "retain", None, 0)) == 8
+    with pytest.raises(ConfigError, match="1 of 1 forget rows leaves none"):
+        chosen(AttackData(attacked.forget[:1], ()), "paraphrase", None, 0)
+
+
 def test_a_loss_that_is_not_finite_ends_training_with_a_note(run, knowing):
     result = run("relearn_forget", knowing, lr=1e30)
     assert any("the loss became" in note and "step" in note for note in result.notes)
@@ -93,7 +100,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_a_note(run, knowing):
 @pytest.mark.parametrize(
     ("name", "k", "message"),
     [
-        ("relearn_forget", 8, "k=8 of 8 forget rows leaves none"),
+        ("relearn_forget", 8, "8 of 8 forget rows leaves none"),
         ("relearn_retain", 9, "k=9 exceeds the 8 retain rows"),
     ],
 )
