@@ -83,15 +83,32 @@ def read_preferences(rows: Sequence[Row], problems: Problems) -> list[Preference
         raise DataError("there are no rows", file=problems.file)
     found: list[PreferenceRow] = []
     groups: dict[str, int] = {}
+    signs: dict[tuple[int, str], int] = {}
     for index, row in enumerate(rows):
         try:
-            found += _read(row, index, groups)
+            items = _read(row, index, groups)
+            _note_signs(items, signs)
+            found += items
         except _Unusable as bad:
             problems.add(bad.kind, str(bad), index, bad.field)
     problems.tell(len(rows))
     if not found:
         raise DataError("no row is left", file=problems.file)
     return sorted(found, key=lambda item: item.group)  # stable: completions keep their order
+
+
+def _note_signs(items: Sequence[PreferenceRow], signs: dict[tuple[int, str], int]) -> None:
+    """Remember which answers of a group are preferred and which are not; without scores the same one cannot be both."""
+    found: dict[tuple[int, str], int] = {}
+    for item in items:
+        if not item.sign or item.score is not None:
+            continue
+        key = (item.group, json.dumps(item.completion, sort_keys=True))
+        if signs.get(key, found.get(key, item.sign)) != item.sign:
+            message = "the same answer to the same prompt is labelled both true and false; remove one of the two"
+            raise _Unusable("answers labelled true and false", message)
+        found[key] = item.sign
+    signs.update(found)
 
 
 def _read(row: Any, index: int, groups: dict[str, int]) -> list[PreferenceRow]:

@@ -114,6 +114,11 @@ BAD = {
     "unknown format": ({"question": "p"}, None, r"\['question'\]"),
     "not an object": ("text", None, "found str"),
     "conversation ends with the user": ({"prompt": USER, "chosen": USER, "rejected": said("b")}, "chosen", "user"),
+    "answers labelled true and false": (
+        {"prompt": "p", "completions": ["a", "a"], "labels": [True, False]},
+        None,
+        "both true and false",
+    ),
     "prompt ends with the assistant": ({"prompt": said("x"), "chosen": said("a")}, "prompt", "assistant"),
 }
 
@@ -128,6 +133,24 @@ def test_a_row_that_cannot_be_used_is_named_or_dropped_and_counted(kind):
     problems = Problems("rows.jsonl", "drop")
     assert len(read_preferences([good, row], problems)) == 2
     assert problems.counts == {kind: 1}
+
+
+def test_one_answer_labelled_both_ways_in_two_rows_is_found_at_the_second():
+    rows = [{"prompt": "p", "completion": "a", "label": label} for label in (True, False)]
+    other = {"prompt": "q", "completion": "a", "label": False}
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 2: .*both true and false"):
+        read(rows[0], other, rows[1])
+    problems = Problems("rows.jsonl", "drop")
+    assert [row.sign for row in read_preferences([rows[0], other, rows[1]], problems)] == [1, -1]
+    assert problems.counts == {"answers labelled true and false": 1}
+
+
+def test_equal_answers_with_other_scores_are_ranked_not_refused():
+    assert [row.sign for row in read({"prompt": "p", "completions": ["a", "a", "b"], "scores": [1, 0, 0.5]})] == [
+        1,
+        -1,
+        0,
+    ]
 
 
 def test_nothing_left_is_an_error_even_when_dropping():
