@@ -16,7 +16,19 @@ from negpo.data.io import strict
 from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError
 
-PACKAGES = ("negpo", "torch", "transformers", "tokenizers", "peft", "numpy", "scipy", "rouge-score", "datasets")
+PACKAGES = (
+    "negpo",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "tokenizers",
+    "peft",
+    "numpy",
+    "scipy",
+    "rouge-score",
+    "datasets",
+)
 
 
 def build_manifest(

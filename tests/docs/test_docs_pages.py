@@ -9,6 +9,7 @@ from docs_support import DOCS, ROOT, anchors, code_blocks, commands, links, navi
 
 from negpo.cli import build_parser, launch
 from negpo.cli.train import DATA_SCRIPT
+from negpo.model_card import METHOD_FACTS
 from negpo.trainers import METHODS, SCRIPTS
 
 README = ROOT / "README.md"
@@ -54,6 +55,14 @@ def test_the_objectives_that_a_method_page_names_exist(page):
     named = re.findall(r"`(?:negpo\.objectives\.)?(\w+_(?:loss|advantages|weights|scores|mean))`", introduction)
     assert named
     assert [name for name in named if not hasattr(objectives, name)] == []
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_method_page_and_its_model_card_name_the_same_papers_and_objectives(method):
+    text = (DOCS / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    facts = METHOD_FACTS[method]
+    assert [paper for paper in facts.papers if paper not in text] == []
+    assert [name for name in facts.objectives if f"`{name}`" not in text.replace("negpo.objectives.", "")] == []
 
 
 def test_every_arxiv_number_of_a_method_page_is_in_the_paper_index():

@@ -140,7 +140,8 @@ def test_negpo_train_says_which_file_the_rows_came_from(tmp_path):
     (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unlearn_tiny.FORGET))
     settings = {
         "model_name_or_path": tmp_path / "base", "forget_dataset": tmp_path / "forget.jsonl",
-        "output_dir": tmp_path / "out", "max_steps": 1, "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true",
+        "output_dir": tmp_path / "out", "max_steps": 1, "use_cpu": "true", "save_strategy": "no",
+        "disable_tqdm": "true",
     }  # fmt: skip
     run_training("ga", [str(part) for key, value in settings.items() for part in (f"--{key}", value)])
     assert "| `forget rows from` | `forget.jsonl` |" in body(tmp_path / "out")
