@@ -12,10 +12,10 @@ import numpy as np
 
 from negpo.errors import DataError
 from negpo.eval.passk import Floats, Interval, interval
+from negpo.lab.prefer_demo import DEMO_FILE
 from negpo.report.results import RUN_FILE
 
 DRAWS = 2000
-COUNTS = ("right", "harmful")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_methods(folder: Path) -> tuple[dict[str, Method], dict[str, Any]]:
     Raises:
         DataError: `folder` holds no finished run of the demo's seeds.
     """
-    demo = json.loads((folder / "prefer.json").read_text(encoding="utf-8"))
+    demo = json.loads((folder / DEMO_FILE).read_text(encoding="utf-8"))
     methods = {}
     for name in demo["methods"]:
         files = [folder / f"seed{seed}" / name / RUN_FILE for seed in demo["seeds"]]
