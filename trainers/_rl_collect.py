@@ -98,6 +98,7 @@ class CollectsRollouts(GRPOAdapter):
     def _judged_rollout(self, inputs) -> tuple[Record, Tensor]:
         """One round: (local record, (P,) bool dead groups over all processes)."""
         output, per_function = self.raw_rollout(inputs)
+        self.watch.beat()
         size = self.args.num_generations
         rewards = self._total_rewards(per_function).view(-1, size)  # (P, G)
         kinds = GroupKinds.of(rewards, self.args.correct_threshold)

@@ -59,6 +59,7 @@ class RolloutSource:
         with self.trainer.whole_weights(), explained(self.trainer):
             beat = self.trainer.watch.beat
             groups = self.engine.generate(prompts, self._sampling(n), prompt_keys=keys, on_sample=beat)
+        beat()
         samples = [sample for group in groups for sample in group]
         return [list(s.token_ids) for s in samples], [list(s.logprobs) for s in samples]
 
