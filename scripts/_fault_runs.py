@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 6
-HANG_SECONDS = 6.0  # of runs that will hang; in others a busy machine must not look like it
+HANG_SECONDS = 12.0  # of runs that will hang; in others a busy machine must not look like it
 PATIENCE = 240.0  # seconds until a run that should have ended is called undetected
 
 
@@ -148,6 +148,8 @@ def draw_in_another_process(folder: Path) -> None:
 
 def import_everything() -> None:
     """Before forking; nothing may run that starts threads."""
+    import gc
+
     import torch
 
     torch.set_num_threads(1)
@@ -156,6 +158,8 @@ def import_everything() -> None:
     import negpo.trainers._script_rl
     import negpo.trainers.npo
     import negpo.trainers.nsr  # noqa: F401
+
+    gc.freeze()  # ranks collect garbage as training begins, and would copy all that was imported
 
 
 def write_inputs(folder: Path) -> None:
