@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train every kind of method under every way of splitting a model over two CPU processes, and compare with one process.
 
-    python scripts/check_strategies.py                                   # all of it: 10 to 20 minutes on two cores
+    python scripts/check_strategies.py                                   # all of it: half an hour on two cores
     python scripts/check_strategies.py --methods npo,nsr --strategies zero3,fsdp2 --lora no
 
 For each method, with LoRA and without: per-step losses and the final weights (read back with ``from_pretrained`` from
