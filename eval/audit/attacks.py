@@ -14,7 +14,7 @@ from negpo.eval.audit.lines import LineKind
 from negpo.eval.audit.resampling import Counts, Estimate, Resampler
 from negpo.eval.audit.settings import AuditSettings
 
-RELEARN_ROWS, SHOTS, FOLDS = 10, 4, 5  # fewer where the forget set is small: something must be left to measure
+SHOTS, FOLDS = 4, 5  # fewer where the forget set is small: something must be left to measure
 
 
 def audit_attacks(settings: AuditSettings, forget_rows: int) -> list[Attack]:
@@ -22,8 +22,6 @@ def audit_attacks(settings: AuditSettings, forget_rows: int) -> list[Attack]:
     if not settings.attacked:
         return []
     small: dict[str, dict[str, int]] = {
-        "relearn_forget": {"k": max(1, min(RELEARN_ROWS, forget_rows // 4))},
-        "relearn_paraphrase": {"k": max(1, min(RELEARN_ROWS, forget_rows // 4))},
         "prompting": {"shots": max(1, min(SHOTS, forget_rows - 1))},
         "linear_probe": {"folds": max(2, min(FOLDS, forget_rows // 2))},
     }
