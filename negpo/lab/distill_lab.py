@@ -3,8 +3,8 @@
 The student is the arithmetic lab's model. The teacher is the same model trained longer, on answers in two manners:
 worked out, or lazy, with every operation after the first written as plus or minus 0. Lazy answers are as long as the
 others, and right where the later operations happen to cancel, in half of the longer questions. So right traces hold
-lucky lazy ones, and SFT teaches them; only the wrong traces tell that laziness is what fails. Laziness also costs the
-teacher: on tuning seed 100 it solves 0.42 of the questions, the student before stage 1 0.49.
+lucky lazy ones, and SFT teaches them; only the wrong traces tell that laziness is what fails. On tuning seed 102 the
+teacher solves 0.55 of the questions, the student before stage 1 0.38.
 
 The teacher answers training questions several times, the verifier grades every trace, and the builder of
 `negpo data redi` makes the two sets: right traces for stage 1, pairs for stage 2. Stage 1, SFT on the right traces, is
@@ -33,7 +33,7 @@ from negpo.lab.prefer_measure import Question, measure_answers
 SOURCES = ("distill_lab.py", "prefer_measure.py")
 STAGE1 = "sft/lab_stage1"
 RIGHT_TRACES, PAIRS = "right_traces", "pairs"
-LAZY = 0.5  # share of the teacher's training answers
+LAZY = 0.3  # share of the teacher's training answers
 CANCELS = 0.5  # share of longer questions on which a lazy answer is right
 STEPS = 5  # of a build, for its progress bar
 # The arithmetic model was trained on plain text; this template writes conversations the same way.
