@@ -15,6 +15,7 @@ from negpo.trainers._rl_rewards import GuardedReward
 from negpo.trainers._rl_rollouts import PromptStream, RolloutSource
 from negpo.trainers._rl_telemetry import GroupKinds, Telemetry
 from negpo.trainers._rl_terms import importance_weights
+from negpo.trainers._watch import HangWatch
 
 AdvantageFunction = Callable[[Tensor, Tensor], Tensor]  # (rewards (N,), groups (N,)) -> (N,)
 
@@ -26,6 +27,7 @@ class CollectsRollouts(GRPOAdapter):
     dead_kinds: tuple[str, ...] = ("constant", "unscored")  # GroupKinds that dead_groups=drop and resample act on
     loss_takes_importance = True  # whether advantages may carry importance weights per token
     scores_itself = False  # whether score_old is overridden and must see all of it
+    watch: HangWatch
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 

@@ -26,8 +26,15 @@ MODULE = "negpo.lab.prefer_runs"
 METHODS: tuple[str, ...] = ("sft", "dpo", "simpo", "redi_symmetric", "redi", "d2o", "dpo_noisy", "npo", "ga")
 TUNING_SEEDS = (100, 101, 102)  # the labs on which the settings in configs/recipes/*/lab*.yaml were chosen
 DEMO_FILE, STATE_FILE = "prefer.json", "state.json"
-SOURCES = ("arithmetic.py", "arithmetic_build.py", "_models.py", "distill_lab.py", "dispreference_lab.py")
-SOURCES += ("prefer_runs.py", "prefer_measure.py")
+SOURCES = (
+    "arithmetic.py",
+    "arithmetic_build.py",
+    "_models.py",
+    "distill_lab.py",
+    "dispreference_lab.py",
+    "prefer_runs.py",
+    "prefer_measure.py",
+)
 
 
 @dataclass(frozen=True)
