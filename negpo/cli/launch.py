@@ -129,12 +129,19 @@ def run(launch: Launch, method: str, settings: Sequence[str]) -> int:
 
     gpus = torch.cuda.device_count()
     check(launch, gpus)
-    os.environ[EXPECTED] = str(launch.processes)
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
-    if launch.name.startswith("zero") and not gpus:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     words = accelerate_arguments(launch, method, settings, gpus=gpus)
-    return status_of(lambda: launch_command(launch_command_parser().parse_args(words)))
+    before = dict(
+        os.environ
+    )  # accelerate, too, leaves variables behind that would misguide a later run of this process
+    try:
+        os.environ[EXPECTED] = str(launch.processes)
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+        if launch.name.startswith("zero") and not gpus:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return status_of(lambda: launch_command(launch_command_parser().parse_args(words)))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def status_of(start: Callable[[], object]) -> int:

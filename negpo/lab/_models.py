@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,20 @@ def _nll(model: PreTrainedModel, batch: list[Row], pad_id: int) -> torch.Tensor:
     return F.cross_entropy(model.get_output_embeddings()(hidden[keep]), labels[keep])
 
 
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Tiny Adam moments would otherwise run in microcode. What was set for this thread is put back."""
+    import torch
+
+    were_flushed = not (torch.tensor(2.0**-149) * 1).item()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(were_flushed)
+
+
+@denormals_flushed()
 def train_lm(
     model: PreTrainedModel,
     rows: Sequence[Row],
@@ -179,7 +194,6 @@ def train_lm(
     """
     import torch
 
-    torch.set_flush_denormal(True)  # tiny Adam moments would otherwise run in microcode
     rng = random.Random(seed)
     batches = [batch for _ in range(schedule.epochs) for batch in bucketed_batches(rows, schedule.batch_size, rng)]
     decay = [p for p in model.parameters() if p.ndim > 1]

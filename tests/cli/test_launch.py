@@ -164,8 +164,10 @@ def test_launch_cpu_trains_on_as_many_ranks_as_it_was_asked_for(tmp_path, checkp
 def test_the_exit_status_is_that_of_the_rank_that_failed(capfd):
     how = launch.Launch("cpu", 1)
     settings = ["--model_name_or_path", "absent", "--forget_dataset", "absent.json"]
+    before = dict(os.environ)
     assert launch.run(how, "ga", settings) == 2
     assert "rank 0" in capfd.readouterr().err
+    assert dict(os.environ) == before
 
 
 def test_ranks_that_would_train_alone_are_refused(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from negpo.data.qa import QATemplate, encode_qa
-from negpo.lab._models import Schedule, bucketed_batches, make_model, make_tokenizer, train_lm
+from negpo.lab._models import Schedule, bucketed_batches, denormals_flushed, make_model, make_tokenizer, train_lm
 
 CORPUS = ["Where was Ana Lu born?", "Ana Lu was born in Lisbon in 1948.", "Ana Lu keeps a pet owl."] * 5
 
@@ -73,6 +73,16 @@ def test_training_is_deterministic_lowers_the_loss_and_ignores_global_random_sta
     assert torch.equal(*weights)
     assert losses[0][-1] < losses[0][0] / 3
     assert steps[-1][:2] == (60, 60)
+
+
+def test_denormals_are_flushed_only_while_a_model_trains():
+    smallest = torch.tensor(2.0**-149)
+    with denormals_flushed():
+        assert (smallest * 1).item() == 0
+        with denormals_flushed():
+            pass
+        assert (smallest * 1).item() == 0
+    assert (smallest * 1).item() > 0
 
 
 def test_every_row_is_in_exactly_one_batch_and_batches_hold_rows_of_similar_length():
