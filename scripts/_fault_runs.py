@@ -100,7 +100,13 @@ def be_rank(method: str, inputs: str, folder: str, hangs: bool) -> None:
         settings += ["--dataset", f"{inputs}/problems.json", "--protocol", "lab", "--num_generations", "4"]
         settings += ["--max_completion_length", "24", "--updates_per_rollout", "1", "--learning_rate", "1e-3"]
         settings += ["--max_entropy_share", "1.0", "--gradient_checkpointing", "false"]
-    cli.main(["train", method, *settings])
+    try:
+        cli.main(["train", method, *settings])
+    except Exception:
+        # Of forked ranks the agent names only one, where the real launcher's processes are all looked at: let it find
+        # the rank that was hurt before this one, which merely lost its peer.
+        time.sleep(1.0)
+        raise
 
 
 def slow_down() -> None:
