@@ -186,7 +186,9 @@ def train_model(folder: Path, seed: int, size: ArithmeticSize) -> None:
     solutions = make_corpus(size.worked_rows, seed, lambda problem, _: worked(problem), test)
     answers = make_corpus(size.answer_rows, seed + 1, make_answer, test)
     # Qwen2's splitting makes every digit a token of its own, which is what lets a model this small carry.
-    tokenizer = make_tokenizer([prompt + answer for prompt, answer in answers[:TOKENIZER_ROWS]], VOCABULARY)
+    tokenizer = make_tokenizer(
+        [prompt + answer for prompt, answer in answers[:TOKENIZER_ROWS]], VOCABULARY, max_length=MAX_POSITIONS
+    )
     model = make_model(
         tokenizer,
         hidden=size.hidden,
