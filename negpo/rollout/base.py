@@ -159,13 +159,17 @@ class RolloutEngine(Protocol):
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a verified sync measured. Gaps are |engine - trainer| over the probe tokens, in nats."""
+    """What a verified sync measured. Gaps are |engine - trainer| over the probe tokens, in nats.
+
+    `bytes_sent` counts the tensors handed over: every weight, or the adapter's factors alone.
+    """
 
     max_gap: float
     mean_gap: float
     tolerance: float
     tokens: int
     seconds: float
+    bytes_sent: int = 0
 
 
 def request_seed(seed: int, prompt_key: PromptKey, sample_index: int) -> int:

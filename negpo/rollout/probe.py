@@ -35,11 +35,14 @@ class Probe:
         ids = torch.randint(vocabulary, (sequences, length), generator=torch.Generator().manual_seed(0))
         return cls(tuple(map(tuple, ids.tolist())))
 
-    def verify(self, engine: RolloutEngine, model: nn.Module, *, started: float | None = None) -> SyncReport:
+    def verify(
+        self, engine: RolloutEngine, model: nn.Module, *, started: float | None = None, bytes_sent: int = 0
+    ) -> SyncReport:
         """Score on both sides, compare layers, and refuse when either differs.
 
         Args:
             started: `time.perf_counter()` at the beginning of the sync, so that the report covers all of it.
+            bytes_sent: size of what was handed over, for the report.
 
         Raises:
             StaleWeightsError: a gap is above the tolerance of the engine's dtype, or a layer differs.
@@ -55,6 +58,7 @@ class Probe:
             tolerance=tolerance,
             tokens=gaps.numel(),
             seconds=time.perf_counter() - started,
+            bytes_sent=bytes_sent,
         )
         # Written so that a NaN gap fails.
         close = report.max_gap <= tolerance and report.mean_gap <= tolerance / 5

@@ -129,8 +129,8 @@ class TransformersEngine:
         if unwrap(model) is self.model:
             return SyncReport(max_gap=0.0, mean_gap=0.0, tolerance=0.0, tokens=0, seconds=0.0)
         started = time.perf_counter()
-        copy_weights(model, self.model)
-        return Probe.for_model(model).verify(self, model, started=started)
+        sent = copy_weights(model, self.model)
+        return Probe.for_model(model).verify(self, model, started=started, bytes_sent=sent)
 
     def stale_layers(self, model: nn.Module) -> list[str]:
         """See `RolloutEngine.stale_layers`. Parameters are compared bit by bit in the engine's dtype."""

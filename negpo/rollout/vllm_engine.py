@@ -14,6 +14,8 @@ import contextlib
 import logging
 import os
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,6 +59,8 @@ class VLLMEngine:
         max_model_len: longest prompt plus completion; default what the model's config allows.
         cache_gib: memory for keys and values on a CPU. On a GPU pass `gpu_memory_utilization` instead.
         max_rows: most requests in flight.
+        adapter_rank: largest LoRA rank of the trainer. Given, `sync` hands over the adapter alone and the base, which
+            is the checkpoint's, is never written; otherwise LoRA is merged on the way and every weight is sent.
         retries: how often unfinished requests are tried again, with half as many in flight, after a failure.
         engine_options: further arguments of `vllm.LLM`.
     """
@@ -72,6 +76,7 @@ class VLLMEngine:
         max_model_len: int | None = None,
         cache_gib: float = 1.0,
         max_rows: int = 256,
+        adapter_rank: int | None = None,
         retries: int = 2,
         **engine_options: Any,
     ):
@@ -97,6 +102,9 @@ class VLLMEngine:
             # A seeded request whose prompt is read in chunks makes the CPU build rewind its generator, which CPU
             # generators cannot: "CPU Generator does not use offset".
             options["enable_chunked_prefill"] = False
+        self._adapters = None if adapter_rank is None else AdapterSlot(adapter_rank)
+        if self._adapters is not None:
+            options |= {"enable_lora": True, "max_lora_rank": self._adapters.limit, "max_loras": 1, "max_cpu_loras": 2}
         self._owns_distributed = not torch.distributed.is_initialized()
         with _in_process_start():
             self._llm: Any = _import_llm()(**(options | engine_options))
@@ -144,28 +152,42 @@ class VLLMEngine:
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0, detokenize=False)
         prompts = [{"prompt_token_ids": list(ids)} for ids in token_ids]
         with _eager():
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora_request())
         return [
             [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
             for ids, output in zip(token_ids, outputs, strict=True)
         ]
 
     def sync(self, model: nn.Module) -> SyncReport:
-        """See `RolloutEngine.sync`. Cached prefixes are dropped: they were computed with the old weights."""
+        """See `RolloutEngine.sync`. Cached prefixes are dropped: they were computed with the old weights.
+
+        Raises:
+            ConfigError: the engine was started for adapters and cannot take this one; the message says what to change.
+        """
         from negpo.rollout.probe import Probe
-        from negpo.rollout.weights import iter_weights
+        from negpo.rollout.weights import Counted, iter_weights
 
         started = time.perf_counter()
-        self._llm.collective_rpc("negpo_load", args=(iter_weights(model),))
+        if self._adapters is not None:
+            sent = self._adapters.replace(model, self._llm.llm_engine)
+        else:
+            weights = Counted(iter_weights(model))
+            self._llm.collective_rpc("negpo_load", args=(weights,))
+            sent = weights.bytes
         self._llm.reset_prefix_cache()
-        return Probe.for_model(model).verify(self, model, started=started)
+        return Probe.for_model(model).verify(self, model, started=started, bytes_sent=sent)
 
     def stale_layers(self, model: nn.Module) -> list[str]:
-        """See `RolloutEngine.stale_layers`."""
+        """See `RolloutEngine.stale_layers`. With adapters the base is compared until it was once found equal."""
         from negpo.rollout.weights import iter_weights
 
+        if self._adapters is not None:
+            return self._adapters.stale_layers(model, self._llm)
         (layers,) = self._llm.collective_rpc("negpo_stale_layers", args=(iter_weights(model),))
         return layers
+
+    def _lora_request(self) -> Any:
+        return None if self._adapters is None else self._adapters.request
 
     def close(self) -> None:
         """Shut the engine down, but leave a process group alone that the trainer started before the engine."""
@@ -173,6 +195,8 @@ class VLLMEngine:
         if llm is not None:
             with contextlib.nullcontext() if self._owns_distributed else _kept_process_group():
                 llm.llm_engine.engine_core.shutdown()
+        if self._adapters is not None:
+            self._adapters.close()
 
     def _run(self, collector: Collector, sampling: Sampling, in_flight: int) -> None:
         """Keep `in_flight` of the open requests in the engine until all are done; abort the rest on any exception."""
@@ -184,7 +208,10 @@ class VLLMEngine:
                     while len(running) < in_flight and (request := next(waiting, None)) is not None:
                         name = f"{self._calls}-{request.prompt}-{request.index}"
                         engine.add_request(
-                            name, {"prompt_token_ids": list(request.prompt_ids)}, to_params(request, sampling)
+                            name,
+                            {"prompt_token_ids": list(request.prompt_ids)},
+                            to_params(request, sampling),
+                            lora_request=self._lora_request(),
                         )
                         running[name] = request
                     if not running:
@@ -201,6 +228,62 @@ class VLLMEngine:
 
         generation = self._config.try_get_generation_config()
         return stop_ids_of(SimpleNamespace(**generation), self._config.hf_text_config, self.tokenizer)
+
+
+class AdapterSlot:
+    """The one adapter that an in-process engine computes with: a new id at every sync, the old one removed."""
+
+    RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates
+
+    def __init__(self, rank: int):
+        fitting = [limit for limit in self.RANKS if limit >= rank]
+        if rank < 1 or not fitting:
+            raise ConfigError(
+                f"adapter_rank is {rank}; vLLM takes LoRA ranks from 1 to {self.RANKS[-1]}. Lower lora_r, or use "
+                "adapter_sync=merge"
+            )
+        self.limit, self.request, self._count, self._base_is_equal = fitting[0], None, 0, False
+        self._folder = Path(tempfile.mkdtemp(prefix="negpo-adapter-"))
+
+    def replace(self, model: nn.Module, engine: Any) -> int:
+        """Load the model's adapter under a new id; returns the bytes written."""
+        from vllm.lora.request import LoRARequest
+
+        from negpo.rollout.adapters import check_adapter, folder_bytes, write_adapter
+
+        check_adapter(model, max_rank=self.limit)
+        written, old = write_adapter(model, self._folder), self.request
+        request = LoRARequest(f"policy-{self._count + 1}", self._count + 1, str(written))
+        try:
+            engine.add_lora(request)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"vllm cannot take this adapter: {error}. Leave the layer out of lora_target_modules, or use "
+                "adapter_sync=merge"
+            ) from error
+        self.request, self._count = request, self._count + 1
+        if old is not None:
+            engine.remove_lora(old.lora_int_id)
+            shutil.rmtree(old.lora_path, ignore_errors=True)
+        return folder_bytes(written)
+
+    def stale_layers(self, model: nn.Module, llm: Any) -> list[str]:
+        """Factors that the engine's slot does not hold, and base weights that are not the trainer's."""
+        from negpo.rollout.adapters import iter_base
+
+        layers: list[str] = []
+        if not self._base_is_equal:
+            (layers,) = llm.collective_rpc("negpo_stale_layers", args=(iter_base(model),))
+            self._base_is_equal = not layers
+        if self.request is not None:
+            (stale,) = llm.collective_rpc(
+                "negpo_stale_adapter", args=(self.request.lora_int_id, self.request.lora_path)
+            )
+            layers = layers + stale
+        return layers
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def check_lengths(requests: Sequence[Request], sampling: Sampling, limit: int) -> None:

@@ -47,6 +47,16 @@ class SyncExtension:
         with torch.no_grad():
             return stale_layers(self.model_runner.get_model(), weights)
 
+    def negpo_stale_adapter(self, adapter_id: int, folder: str) -> list[str]:
+        """Names of the layers whose factors in the slot of `adapter_id` (0: the newest) are not those in `folder`."""
+        manager = self.model_runner.lora_manager._adapter_manager
+        adapter_id = adapter_id or max(manager.list_adapters(), default=0)
+        if adapter_id not in manager.lora_index_to_id:
+            return [f"adapter {adapter_id} (not loaded)"]
+        slot = manager.lora_index_to_id.index(adapter_id)
+        with torch.no_grad():
+            return stale_factors(self.model_runner.get_model(), dict(read_folder(folder)), slot)
+
     def negpo_dtype(self) -> str:
         """`float32`, `bfloat16` or `float16`: what this worker computes in."""
         return str(self.model_runner.dtype).removeprefix("torch.")
@@ -97,6 +107,7 @@ def stale_layers(model: nn.Module, weights: Weights) -> list[str]:
         path, _, leaf = name.rpartition(".")
         parent, _, part = path.rpartition(".")
         module = modules.get(f"{parent}.{fused[part]}" if part in fused else path)
+        module = getattr(module, "base_layer", module)  # an engine started for adapters wraps its layers
         if module is None or getattr(module, "tp_size", 1) > 1:
             continue
         start = sum(module.output_partition_sizes[: order[part]]) if part in fused else 0
@@ -106,6 +117,33 @@ def stale_layers(model: nn.Module, weights: Weights) -> list[str]:
         if is_embedding and head is not None and head is not module and not _holds(head, leaf, tensor, 0):
             stale.append("lm_head.weight")
     return stale
+
+
+def stale_factors(model: nn.Module, factors: dict[str, Tensor], slot: int) -> list[str]:
+    """Compare PEFT-named factors with the slot of vLLM's stacked buffers that computes them, bit by bit in its dtype.
+
+    The rest of the slot must be zero: a longer factor of an earlier adapter would still be added.
+    """
+    mapping = getattr(model, "packed_modules_mapping", {})
+    place = {part: (whole, parts.index(part)) for whole, parts in mapping.items() for part in parts}
+    modules: dict[str, Any] = dict(model.named_modules())
+    stale = []
+    for name, tensor in factors.items():
+        path, _, kind = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        parent, _, part = path.rpartition(".")
+        whole, index = place.get(part, (part, 0))
+        module = modules.get(f"{parent}.{whole}") or modules.get(path)
+        if not hasattr(module, "lora_a_stacked"):
+            stale.append(path)
+            continue
+        if module.tp_size > 1:
+            continue
+        stacked = (module.lora_a_stacked if kind == "A" else module.lora_b_stacked)[index][slot, 0]
+        expected = torch.zeros_like(stacked)
+        expected[: tensor.shape[0], : tensor.shape[1]] = tensor.to(stacked)
+        if not torch.equal(stacked, expected):
+            stale.append(path)
+    return sorted(set(stale))
 
 
 def _tied_head(model: Any) -> Any:

@@ -50,21 +50,36 @@ def iter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         seen.add(id(sources[0]))
         if not sources[0].is_floating_point():
             raise ConfigError(f"{name} is quantised ({sources[0].dtype}); engines need a floating-point base model.")
-        with _gathered(sources):
+        with gathered(sources):
             merged = combine()
             # FSDP2 shards are DTensors
             yield name, merged.full_tensor() if hasattr(merged, "full_tensor") else merged.detach()
 
 
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
+class Counted:
+    """Weights on their way to an engine, and how many bytes went by."""
+
+    def __init__(self, weights: Iterator[tuple[str, Tensor]]):
+        self._weights, self.bytes = weights, 0
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._weights:
+            self.bytes += tensor.nbytes
+            yield name, tensor
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> int:
     """Write the source's (merged) weights into a transformers module of the same architecture, in its own dtype.
+
+    Returns the number of bytes read.
 
     Raises:
         ConfigError: a name or shape exists on one side only.
     """
     into = dict(unwrap(target).named_parameters())
     missing = set(into)
-    for name, tensor in iter_weights(source):
+    weights = Counted(iter_weights(source))
+    for name, tensor in weights:
         if name not in into or into[name].shape != tensor.shape:
             found = tuple(into[name].shape) if name in into else "nothing of that name"
             raise ConfigError(f"engine model: no place for {name} {tuple(tensor.shape)}, found {found}.")
@@ -72,6 +87,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         missing.discard(name)
     if missing:
         raise ConfigError(f"engine model: the trainer has no weights for {sorted(missing)[:3]}.")
+    return weights.bytes
 
 
 def _entries(module: Any, prefix: str, owners: dict[int, int]) -> Iterator[tuple]:
@@ -140,7 +156,7 @@ def _join(prefix: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
+def gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
     """All ranks' shards together while inside, for parameters partitioned by ZeRO-3."""
     if not any(hasattr(p, "ds_id") for p in parameters):
         yield

@@ -239,3 +239,83 @@ def test_the_private_names_we_use_still_exist():
     assert WeightSource.__abstractmethods__ == {"metadata", "__iter__"}
     assert "timeout" in inspect.signature(HTTPVLLMWeightSyncClient).parameters
     assert all(callable(getattr(LLMEngine, name)) for name in ("add_request", "step", "abort_request"))
+
+
+@pytest.fixture(scope="module")
+def adapter_engine(tied, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("adapter-base"))
+    build_model(tied=tied).save_pretrained(folder)
+    engine = make_engine("vllm", folder, max_model_len=256, cache_gib=0.25, adapter_rank=4)
+    yield engine
+    engine.close()
+
+
+def test_an_adapter_goes_over_alone_and_a_hundred_syncs_leave_the_base_bit_equal(adapter_engine, tied, prompts):
+    trainer = build_lora(build_model(tied=tied))
+    base = {name: p.detach().clone() for name, p in trainer.named_parameters() if "lora" not in name}
+    sent = set()
+    for update in range(100 if tied else 4):
+        drift(trainer, update)
+        report = adapter_engine.sync(trainer)
+        sent.add(report.bytes_sent)
+        assert report.max_gap < 1e-4
+    factors = 4 * sum(p.numel() for name, p in trainer.named_parameters() if "lora" in name)
+    assert max(sent) < factors + 10_000  # names and the config file come on top
+    assert adapter_engine._llm.llm_engine.list_loras() == {adapter_engine._adapters.request.lora_int_id}
+    assert all(torch.equal(p, base[name]) for name, p in trainer.named_parameters() if "lora" not in name)
+    (stale,) = adapter_engine._llm.collective_rpc(
+        "negpo_stale_layers", args=(list(build_model(tied=tied).named_parameters()),)
+    )
+    assert stale == []
+    ours, theirs = (pairs(e.generate(prompts, GREEDY)) for e in (adapter_engine, make_engine("transformers", trainer)))
+    assert {p: s.token_ids for p, s in ours.items()} == {p: s.token_ids for p, s in theirs.items()}
+
+
+def test_a_stale_adapter_is_refused_by_layer(adapter_engine, tied, monkeypatch):
+    from negpo.rollout import adapters
+
+    trainer = build_lora(build_model(tied=tied))
+    adapter_engine.sync(trainer)
+    old, iterate = list(adapters.iter_factors(trainer)), adapters.iter_factors
+    trainer.base_model.model.model.layers[1].self_attn.q_proj.lora_B["default"].weight.data.mul_(1.001)
+    load = adapter_engine._llm.llm_engine.add_lora
+
+    def load_the_old_factors(request):
+        monkeypatch.setattr(adapters, "iter_factors", lambda model: iter(old))
+        stale = adapters.write_adapter(trainer, adapter_engine._adapters._folder)
+        monkeypatch.setattr(adapters, "iter_factors", iterate)
+        return load(type(request)(request.lora_name, request.lora_int_id, str(stale)))
+
+    monkeypatch.setattr(adapter_engine._llm.llm_engine, "add_lora", load_the_old_factors)
+    with pytest.raises(StaleWeightsError) as refused:
+        adapter_engine.sync(trainer)
+    assert refused.value.layers == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_a_base_of_another_checkpoint_is_refused_by_layer(adapter_engine, tied, monkeypatch):
+    trainer = build_lora(build_model(tied=tied))
+    trainer.base_model.model.model.layers[0].mlp.up_proj.weight.data.mul_(1.01)
+    monkeypatch.setattr(adapter_engine._adapters, "_base_is_equal", False)  # as at the first sync
+    with pytest.raises(StaleWeightsError) as refused:
+        adapter_engine.sync(trainer)
+    assert refused.value.layers == ["model.layers.0.mlp.up_proj.weight"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 12}, "has rank 12, the engine was started for ranks up to 8"),
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["norm"]}, "trained as a whole beside the adapter"),
+    ],
+)
+def test_an_adapter_that_the_engine_cannot_take_is_named(adapter_engine, tied, options, message):
+    with pytest.raises(ConfigError, match=message):
+        adapter_engine.sync(build_lora(build_model(tied=tied), **options))
+
+
+def test_rank_stabilised_scales_and_rank_patterns_arrive_exactly(adapter_engine, tied):
+    trainer = build_lora(
+        build_model(tied=tied), use_rslora=True, rank_pattern={"down_proj": 2}, alpha_pattern={"o_proj": 3}
+    )
+    assert adapter_engine.sync(trainer).max_gap < 1e-4
