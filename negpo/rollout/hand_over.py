@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor, nn
-
-from negpo.rollout.weights import iter_weights
+from torch import Tensor
 
 SHARD_BYTES = 2 << 30  # held in memory at a time
 
 
-def write_weights(model: nn.Module, parent: Path, *, keep: bool = True) -> Path:
-    """Write all (merged) weights below `parent` and return the new folder.
+def write_weights(weights: Iterable[tuple[str, Tensor]], parent: Path, *, keep: bool = True) -> Path:
+    """Write `weights` (of `iter_weights`, say) below `parent` and return the new folder.
 
     The folder gets its final name when it is complete, so a reader never sees half a version.
 
@@ -29,7 +28,7 @@ def write_weights(model: nn.Module, parent: Path, *, keep: bool = True) -> Path:
         unfinished.mkdir(parents=True)
     shard: dict[str, Tensor] = {}
     size = shards = 0
-    for name, tensor in iter_weights(model):
+    for name, tensor in weights:
         if not keep:
             continue
         if shard and size + tensor.nbytes > SHARD_BYTES:

@@ -43,7 +43,14 @@ class JSONClient:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def call(
-        self, path: str, body: Any = None, *, parse: Callable[[Any], Parsed], label: str, method: str | None = None
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        parse: Callable[[Any], Parsed],
+        label: str,
+        method: str | None = None,
+        text: bool = False,
     ) -> Parsed:
         """Send a request until `parse` accepts the answer.
 
@@ -52,6 +59,7 @@ class JSONClient:
             parse: turns the decoded answer into the result; KeyError, IndexError, TypeError and ValueError mean that
                 the answer is garbage.
             label: names the request in errors.
+            text: the answer is plain text, handed to `parse` as it is.
 
         Raises:
             ServerRefused: the server answered 4xx (other than 408 and 429).
@@ -72,6 +80,8 @@ class JSONClient:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             try:
+                if text:
+                    return parse(raw.decode(errors="replace"))
                 return parse(json.loads(raw) if raw.strip() else None)
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 problem = f"unusable answer {raw[:200]!r} ({type(error).__name__}: {error})"

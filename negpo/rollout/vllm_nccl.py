@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from negpo.errors import ConfigError
-from negpo.rollout.weights import iter_weights
+from negpo.rollout.weights import Counted, iter_weights
 
 
 class NCCLTransfer:
@@ -36,8 +36,8 @@ class NCCLTransfer:
         self._engine: Any = None
         self._source: Any = None
 
-    def send(self, model: nn.Module) -> None:
-        """Broadcast all (merged) weights and wait until the server has loaded them."""
+    def send(self, model: nn.Module) -> int:
+        """Broadcast all (merged) weights, wait until the server has loaded them; returns the bytes sent."""
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         if self._engine is None:
@@ -47,6 +47,7 @@ class NCCLTransfer:
             )
         self._source.model = model
         self._engine.send_weights()
+        return self._source.bytes
 
 
 def _weight_source(model: nn.Module) -> Any:
@@ -55,14 +56,17 @@ def _weight_source(model: nn.Module) -> Any:
 
     class TrainerWeights(WeightSource):
         def __init__(self) -> None:
-            self.model = model
+            self.model, self.bytes = model, 0
 
         def metadata(self) -> list[Any]:
             return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in iter_weights(self.model)]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
             device = torch.device("cuda", torch.cuda.current_device())
-            return ((name, tensor.to(device)) for name, tensor in iter_weights(self.model))
+            weights = Counted(iter_weights(self.model))
+            for name, tensor in weights:
+                yield name, tensor.to(device)
+            self.bytes = weights.bytes
 
     return TrainerWeights()
 

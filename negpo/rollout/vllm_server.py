@@ -14,6 +14,9 @@ The development mode opens routes that replace the weights: keep such a server o
 extension (negpo not installed beside the server) vLLM's own reload is used; on a CPU this leaves a tied head stale,
 which the proof after the sync refuses.
 
+For `adapter_rank` start it with `--enable-lora --max-lora-rank R --max-cpu-loras 2` and
+`VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`.
+
 Samples and log-probs: as in `vllm_engine`.
 """
 
@@ -61,6 +64,8 @@ class VLLMServerEngine:
         transfer: "safetensors" writes each version of the weights into `folder`; "nccl" broadcasts them from this
             process's GPU (needs vLLM installed here as well).
         folder: a directory that the server sees under the same path; default a temporary one on this machine.
+        adapter_rank: the server's `--max-lora-rank`. Given, `sync` hands over the LoRA adapter alone under a new name
+            and has the old one unloaded; the base, which is the server's checkpoint, is compared once and not written.
         dtype: what the server computes in, where it cannot be asked (no extension): sets the probe's tolerance.
         max_rows: most requests in flight.
         timeout: seconds one request may take.
@@ -76,6 +81,7 @@ class VLLMServerEngine:
         *,
         transfer: Literal["safetensors", "nccl"] = "safetensors",
         folder: str | None = None,
+        adapter_rank: int | None = None,
         dtype: str = "bfloat16",
         max_rows: int = 64,
         timeout: float = 600.0,
@@ -91,6 +97,7 @@ class VLLMServerEngine:
         self._client = JSONClient(address, timeout=timeout, retries=retries, backoff=backoff, api_key=api_key)
         card = self._client.call("/v1/models", parse=lambda answer: answer["data"][0], label="the list of models")
         self._model, self._limit = str(card["id"]), int(card.get("max_model_len") or 0)
+        self._adapter_rank, self._adapter_name, self._base_is_equal = adapter_rank, "", False
         self._shared = Path(folder) if folder else None
         self._handed_over: Path | None = None
         self._nccl: Any = None
@@ -130,26 +137,51 @@ class VLLMServerEngine:
         """See `RolloutEngine.sync`. Under torch.distributed every rank calls it and rank 0 talks to the server."""
         from negpo.rollout.probe import Probe
 
-        started = time.perf_counter()
-        if self._transfer == "nccl":
-            self._broadcast(model)
+        started, sent = time.perf_counter(), 0
+        if self._adapter_rank is not None:
+            sent = self._hand_over_adapter(model, self._adapter_rank)
+        elif self._transfer == "nccl":
+            sent = self._broadcast(model)
         else:
-            self._hand_over(model)
+            sent = self._hand_over(model)
         if _rank() == 0:
             self._client.call("/reset_prefix_cache", {}, parse=_require_success, label="dropping cached prefixes")
         if _distributed():
             torch.distributed.barrier()
-        return Probe.for_model(model).verify(self, model, started=started)
+        return Probe.for_model(model).verify(self, model, started=started, bytes_sent=sent)
 
     def stale_layers(self, model: nn.Module) -> list[str]:
         """Layers that differ from the last hand-over through the shared folder; empty after an NCCL transfer."""
+        if self._adapter_rank is not None and not self._base_is_equal:
+            stale = self._stale_base(model)
+            self._base_is_equal = not stale
+            if stale:
+                return stale
         if self._handed_over is None or _rank() != 0:
             return []
+        if self._adapter_rank is not None:
+            return self._layers("negpo_stale_adapter", 0, str(self._handed_over))
+        return self._layers("negpo_stale_layers", str(self._handed_over))
+
+    def _layers(self, method: str, *args: Any) -> list[str]:
         try:
-            answers = self._rpc("negpo_stale_layers", str(self._handed_over))
+            answers = self._rpc(method, *args)
         except EngineError:  # the server runs without the extension: only the log-probs can tell
             return []
         return sorted({layer for answer in answers for layer in answer})
+
+    def _stale_base(self, model: nn.Module) -> list[str]:
+        """The trainer's base, written once for the server to look at and removed again."""
+        from negpo.rollout.adapters import iter_base
+        from negpo.rollout.hand_over import write_weights
+
+        folder = write_weights(iter_base(model), self._parent(), keep=_rank() == 0)
+        if _rank() != 0:
+            return []
+        try:
+            return self._layers("negpo_stale_layers", str(folder)) if any(folder.iterdir()) else []
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Remove what was handed over. The server keeps running: this engine did not start it."""
@@ -199,7 +231,7 @@ class VLLMServerEngine:
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         body = {
-            "model": self._model,
+            "model": self._adapter_name or self._model,
             "prompt": list(request.prompt_ids),
             "max_tokens": sampling.max_new_tokens,
             "temperature": 0.0 if sampling.greedy else sampling.temperature,
@@ -224,7 +256,7 @@ class VLLMServerEngine:
             return _finite([row[str(token)]["logprob"] for token, row in zip(ids[1:], rows, strict=True)])
 
         body = {
-            "model": self._model,
+            "model": self._adapter_name or self._model,
             "prompt": ids,
             "max_tokens": 1,
             "temperature": 0.0,
@@ -245,13 +277,18 @@ class VLLMServerEngine:
                 "--logprobs-mode processed_logprobs, or sample at temperature 1, or set logprobs=False."
             )
 
-    def _hand_over(self, model: nn.Module) -> None:
-        from negpo.rollout.hand_over import write_weights
+    def _parent(self) -> Path:
+        return self._shared or Path(tempfile.mkdtemp(prefix="negpo-weights-") if _rank() == 0 else ".")
 
-        parent = self._shared or Path(tempfile.mkdtemp(prefix="negpo-weights-") if _rank() == 0 else ".")
-        folder = write_weights(model, parent, keep=_rank() == 0)
+    def _hand_over(self, model: nn.Module) -> int:
+        """Returns the bytes written."""
+        from negpo.rollout.adapters import folder_bytes
+        from negpo.rollout.hand_over import write_weights
+        from negpo.rollout.weights import iter_weights
+
+        folder = write_weights(iter_weights(model), self._parent(), keep=_rank() == 0)
         if _rank() != 0:
-            return
+            return 0
         self._client.call("/pause?mode=wait", {}, parse=lambda _: None, label="pausing for new weights")
         try:
             self._load(folder)
@@ -259,6 +296,33 @@ class VLLMServerEngine:
             self._client.call("/resume", {}, parse=lambda _: None, label="resuming after new weights")
         self.close()
         self._handed_over = folder
+        return folder_bytes(folder)
+
+    def _hand_over_adapter(self, model: nn.Module, max_rank: int) -> int:
+        """Load the adapter under a new name, let go of the old one; returns the bytes written."""
+        from negpo.rollout.adapters import check_adapter, folder_bytes, write_adapter
+
+        check_adapter(model, max_rank=max_rank)
+        folder = write_adapter(model, self._parent(), keep=_rank() == 0)
+        if _rank() != 0:
+            return 0
+        name, old = folder.name, self._adapter_name
+        try:
+            self._adapter_call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        except EngineError as error:
+            raise EngineError(
+                "the server took no adapter. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True --enable-lora "
+                f"--max-lora-rank {max_rank}, and share {folder} with it; or use adapter_sync=merge. {error}"
+            ) from error
+        if old:
+            self._adapter_call("/v1/unload_lora_adapter", {"lora_name": old})
+        self.close()
+        self._adapter_name, self._handed_over = name, folder
+        return folder_bytes(folder)
+
+    def _adapter_call(self, route: str, body: dict[str, Any]) -> None:
+        # vLLM answers with a plain sentence where it succeeds.
+        self._client.call(route, body, parse=lambda _: None, label=f"{route} {body['lora_name']}", text=True)
 
     def _load(self, folder: Path) -> None:
         """Through our extension, which also repairs a tied head on a CPU; else through vLLM's own reload."""
@@ -273,15 +337,15 @@ class VLLMServerEngine:
                     f"negpo.rollout.vllm_worker.SyncExtension, and share {folder} with it. {without_extension} {error}"
                 ) from error
 
-    def _broadcast(self, model: nn.Module) -> None:
+    def _broadcast(self, model: nn.Module) -> int:
         from negpo.rollout.vllm_nccl import NCCLTransfer
 
         if self._nccl is None:
             world = self._client.call("/get_world_size", parse=lambda a: int(a["world_size"]), label="its world size")
             self._nccl = NCCLTransfer(self._client.address, world, rank=_rank(), timeout=self._client.timeout)
-        self._nccl.send(model)
+        return self._nccl.send(model)
 
-    def _rpc(self, method: str, *args: str, **kwargs: str) -> list[Any]:
+    def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         body = {"method": method, "args": args, "kwargs": kwargs}
         parse = lambda answer: list(answer["results"]) if answer else []
         return self._client.call("/collective_rpc", body, parse=parse, label=f"worker method {method}")

@@ -1,5 +1,6 @@
 """The server engine against a server that misbehaves in every way, and against a real `vllm serve` on a CPU."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -247,7 +248,20 @@ def test_nccl_without_a_gpu_is_refused(server):
 @pytest.fixture(scope="module")
 def real_server(tmp_path_factory):
     """A `vllm serve` of the tied tiny model on this machine's CPU."""
-    folder = tmp_path_factory.mktemp("served")
+    with serving(tmp_path_factory.mktemp("served")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def adapter_server(tmp_path_factory):
+    """The same, started for adapters."""
+    flags = ["--enable-lora", "--max-lora-rank", "8", "--max-cpu-loras", "2"]
+    with serving(tmp_path_factory.mktemp("adapters"), flags, adapter_rank=8) as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def serving(folder, flags=(), **options):
     build_model().save_pretrained(folder)
     write_tokenizer(folder)
     with socket.socket() as probe:
@@ -258,18 +272,19 @@ def real_server(tmp_path_factory):
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "TORCH_COMPILE_DISABLE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
     }
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--no-enable-chunked-prefill"]
     command += ["--logprobs-mode", "processed_logprobs", "--host", "127.0.0.1"]
-    command += ["--worker-extension-cls", "negpo.rollout.vllm_worker.SyncExtension"]
+    command += ["--worker-extension-cls", "negpo.rollout.vllm_worker.SyncExtension", *flags]
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | settings)
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
     try:
         while True:
             try:
-                engine = make_engine("vllm-server", address, retries=0, timeout=60.0)
+                engine = make_engine("vllm-server", address, retries=0, timeout=60.0, **options)
                 break
             except EngineError:
                 assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
@@ -329,3 +344,45 @@ def test_vllms_own_reload_leaves_a_tied_head_stale_and_is_refused(real_server, m
     with pytest.raises(StaleWeightsError) as refused:
         real_server.sync(trainer)
     assert refused.value.layers == ["lm_head.weight"]
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_a_real_server_takes_adapters_alone_and_lets_go_of_the_old_ones(adapter_server, prompts):
+    trainer = build_lora(build_model())
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for name, parameter in trainer.named_parameters():
+            if "lora" in name:
+                parameter.data.add_(0.01 * torch.randn_like(parameter))
+        report = adapter_server.sync(trainer)
+        assert report.max_gap < 1e-4
+        assert report.bytes_sent < 60_000  # the whole model has 800,000
+        assert adapter_server.stale_layers(trainer) == []
+    names = adapter_server._client.call("/v1/models", parse=lambda a: [m["id"] for m in a["data"]], label="models")
+    assert len(names) == 2, "the base and one adapter"
+    greedy = Sampling(greedy=True, max_new_tokens=12, stop_token_ids=(2,))
+    ours, theirs = (e.generate(prompts, greedy) for e in (adapter_server, make_engine("transformers", trainer)))
+    for (a,), (b,) in zip(ours, theirs, strict=True):
+        assert a.token_ids == b.token_ids
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_a_server_with_another_base_is_refused_by_layer(adapter_server, monkeypatch):
+    trainer = build_lora(build_model())
+    trainer.base_model.model.model.layers[0].mlp.up_proj.weight.data.mul_(1.01)
+    monkeypatch.setattr(adapter_server, "_base_is_equal", False)
+    with pytest.raises(StaleWeightsError) as refused:
+        adapter_server.sync(trainer)
+    assert refused.value.layers == ["model.layers.0.mlp.up_proj.weight"]
+
+
+def test_a_server_that_takes_no_adapters_is_named_with_its_flags(server, tmp_path):
+    server.misbehave = lambda handler, path, body: (
+        handler.answer({"error": "no such route"}, 404) or True if "lora" in path else False
+    )
+    engine = connect(server, folder=str(tmp_path), adapter_rank=8)
+    with pytest.raises(EngineError, match="--enable-lora --max-lora-rank 8"):
+        engine.sync(build_lora(build_model()))
