@@ -16,6 +16,7 @@ import yaml
 
 from negpo.data.io import atomic_write
 from negpo.eval.manifest import versions
+from negpo.methods import TABLE, Method
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,46 +24,7 @@ NOT_PLAIN = re.compile(r"[^\w .-]")
 LONG = 120  # characters; what is longer says less than its hash
 
 
-@dataclass(frozen=True)
-class MethodFacts:
-    """A method in words: objectives are functions of negpo.objectives, papers arXiv numbers."""
-
-    title: str
-    objectives: tuple[str, ...]
-    papers: tuple[str, ...]
-
-
-_ADVANTAGE = "clipped_policy_loss"
-METHOD_FACTS: dict[str, MethodFacts] = {
-    "ga": MethodFacts("gradient ascent", ("ga_loss",), ("2401.06121", "2404.05868")),
-    "graddiff": MethodFacts("gradient difference", ("ga_loss",), ("2401.06121", "2404.05868")),
-    "npo": MethodFacts("negative preference optimisation", ("npo_loss",), ("2404.05868",)),
-    "simnpo": MethodFacts("SimNPO", ("simnpo_loss",), ("2410.07163",)),
-    "wga": MethodFacts("weighted gradient ascent", ("wga_loss", "tnpo_loss", "satimp_loss"), ("2502.19301",)),
-    "idkdpo": MethodFacts("IdkDPO", ("dpo_loss", "kto_loss"), ("2401.06121", "2404.05868")),
-    "rmu": MethodFacts("representation misdirection", ("rmu_loss",), ("2403.03218",)),
-    "catnip": MethodFacts("CATNIP", ("catnip_loss",), ("2602.02824",)),
-    "nsr": MethodFacts("PSR, NSR, W-REINFORCE", ("signed_advantages", _ADVANTAGE), ("2506.01347",)),
-    "ngrpo": MethodFacts("NGRPO", ("ngrpo_advantages", _ADVANTAGE), ("2509.18851",)),
-    "nft": MethodFacts("negative-aware fine-tuning", ("nft_loss",), ("2505.18116",)),
-    "resrl": MethodFacts("ResRL", ("resrl_token_weights", _ADVANTAGE), ("2605.00380",)),
-    "topr": MethodFacts("tapered off-policy REINFORCE", ("topr_loss",), ("2503.14286",)),
-    "raft": MethodFacts("RAFT", ("raft_advantages", _ADVANTAGE), ("2504.11343",)),
-    "reinforce_rej": MethodFacts("Reinforce-Rej", ("reinforce_rej_advantages", _ADVANTAGE), ("2504.11343",)),
-    "grpo": MethodFacts(
-        "GRPO, DAPO, Dr.GRPO", ("group_advantages", _ADVANTAGE), ("2402.03300", "2503.14476", "2503.20783")
-    ),
-    "sft": MethodFacts("supervised fine-tuning", ("nll_loss",), ("2505.24850",)),
-    "redi": MethodFacts("reinforcement distillation", ("redi_loss",), ("2505.24850",)),
-    "d2o": MethodFacts("distributional dispreference optimisation", ("d2o_loss",), ("2403.03419",)),
-    "dpo": MethodFacts("direct preference optimisation", ("dpo_loss",), ("2305.18290",)),
-    "simpo": MethodFacts("SimPO", ("simpo_loss",), ("2405.14734",)),
-    "kto": MethodFacts("KTO", ("unpaired_kto_loss",), ("2402.01306",)),
-    "step_dpo": MethodFacts("per-step DPO", ("step_dpo_loss",), ("2406.14532",)),
-    "aft": MethodFacts("alignment fine-tuning", ("aft_loss",), ("2309.02144",)),
-    "lipo": MethodFacts("LiPO-lambda", ("lipo_loss",), ("2402.01878",)),
-    "wpn": MethodFacts("WPN, a reconstruction", ("n_pair_loss",), ("2408.09459",)),
-}
+METHOD_FACTS = TABLE  # a method in words: title, objectives, papers
 # settings of transformers and TRL that decide the result; those of negpo's own config classes are all shown
 SHARED_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "num_train_epochs",
@@ -147,7 +109,7 @@ def last_part(name: str) -> str:
     return re.split(r"[\\/]+", name.rstrip("\\/"))[-1] if local else name
 
 
-def caveats_of(facts: MethodFacts) -> str:
+def caveats_of(facts: Method) -> str:
     """The `Caveat` paragraphs of the objectives' docstrings, one list item each."""
     from negpo import objectives
 
@@ -186,9 +148,7 @@ def card_of(trainer: Any, *, name: str = "", **extra: Any) -> CardFacts:
 
 def method_of(kind: type) -> str:
     """The `negpo train` name of a trainer class or of the nearest one it is made from; "own" for anything else."""
-    from negpo.trainers import METHODS
-
-    names = {trainer: method for method, (_, trainer, _) in METHODS.items()}
+    names = {method.trainer: name for name, method in TABLE.items()}
     return next((names[base.__name__] for base in kind.__mro__ if base.__name__ in names), "own")
 
 

@@ -3,42 +3,16 @@
 from importlib import import_module
 from typing import Any
 
+from negpo.methods import TABLE, of_family
+
 # method of `negpo train METHOD`: (module, trainer, config)
 METHODS: dict[str, tuple[str, str, str]] = {
-    "ga": ("negpo.trainers.ga", "GradientAscentTrainer", "GradientAscentConfig"),
-    "graddiff": ("negpo.trainers.graddiff", "GradDiffTrainer", "GradDiffConfig"),
-    "npo": ("negpo.trainers.npo", "NPOTrainer", "NPOConfig"),
-    "simnpo": ("negpo.trainers.simnpo", "SimNPOTrainer", "SimNPOConfig"),
-    "wga": ("negpo.trainers.wga", "WGATrainer", "WGAConfig"),
-    "idkdpo": ("negpo.trainers.idkdpo", "IdkDPOTrainer", "IdkDPOConfig"),
-    "rmu": ("negpo.trainers.rmu", "RMUTrainer", "RMUConfig"),
-    "catnip": ("negpo.trainers.catnip", "CATNIPTrainer", "CATNIPConfig"),
-    "nsr": ("negpo.trainers.nsr", "NSRTrainer", "NSRConfig"),
-    "ngrpo": ("negpo.trainers.ngrpo", "NGRPOTrainer", "NGRPOConfig"),
-    "nft": ("negpo.trainers.nft", "NFTTrainer", "NFTConfig"),
-    "resrl": ("negpo.trainers.resrl", "ResRLTrainer", "ResRLConfig"),
-    "topr": ("negpo.trainers.topr", "TOPRTrainer", "TOPRConfig"),
-    "raft": ("negpo.trainers.raft", "RAFTTrainer", "RAFTConfig"),
-    "reinforce_rej": ("negpo.trainers.reinforce_rej", "ReinforceRejTrainer", "ReinforceRejConfig"),
-    "grpo": ("negpo.trainers.grpo", "GroupPolicyTrainer", "GroupPolicyConfig"),
-    # preferred and dispreferred answers
-    "sft": ("negpo.trainers.sft", "SFTTrainer", "SFTConfig"),
-    "redi": ("negpo.trainers.redi", "REDITrainer", "REDIConfig"),
-    "d2o": ("negpo.trainers.d2o", "D2OTrainer", "D2OConfig"),
-    "dpo": ("negpo.trainers.dpo", "DPOTrainer", "DPOConfig"),
-    "simpo": ("negpo.trainers.simpo", "SimPOTrainer", "SimPOConfig"),
-    "kto": ("negpo.trainers.kto", "KTOTrainer", "KTOConfig"),
-    "step_dpo": ("negpo.trainers.step_dpo", "StepDPOTrainer", "StepDPOConfig"),
-    "aft": ("negpo.trainers.aft", "AFTTrainer", "AFTConfig"),
-    "lipo": ("negpo.trainers.lipo", "LiPOTrainer", "LiPOConfig"),
-    "wpn": ("negpo.trainers.wpn", "WPNTrainer", "WPNConfig"),
+    name: (method.module, method.trainer, method.config) for name, method in TABLE.items()
 }
 
 # methods whose recipes do not describe forget and retain data: their script
-SCRIPTS = dict.fromkeys(
-    ("nsr", "ngrpo", "nft", "resrl", "topr", "raft", "reinforce_rej", "grpo"), "negpo.trainers._script_rl"
-) | dict.fromkeys(
-    ("sft", "redi", "d2o", "dpo", "simpo", "kto", "step_dpo", "aft", "lipo", "wpn"), "negpo.trainers._script_preference"
+SCRIPTS = dict.fromkeys(of_family("policy"), "negpo.trainers._script_rl") | dict.fromkeys(
+    of_family("preference"), "negpo.trainers._script_preference"
 )
 
 _HOMES = {name: module for module, *names in METHODS.values() for name in names} | {

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from negpo.errors import ConfigError
-from negpo.plan.methods import MethodCost, cost_of
+from negpo.methods import StepCost
+from negpo.plan.methods import cost_of
 
 GIB = 2**30
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
@@ -105,7 +106,7 @@ class Settings:
             )
 
     @property
-    def cost(self) -> MethodCost:
+    def cost(self) -> StepCost:
         return cost_of(self.method)
 
     @property

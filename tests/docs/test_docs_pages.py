@@ -9,7 +9,7 @@ from docs_support import DOCS, ROOT, anchors, code_blocks, commands, links, navi
 
 from negpo.cli import build_parser, launch
 from negpo.cli.train import DATA_SCRIPT
-from negpo.model_card import METHOD_FACTS
+from negpo.methods import TABLE
 from negpo.trainers import METHODS, SCRIPTS
 
 README = ROOT / "README.md"
@@ -60,7 +60,7 @@ def test_the_objectives_that_a_method_page_names_exist(page):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_method_page_and_its_model_card_name_the_same_papers_and_objectives(method):
     text = (DOCS / "methods" / f"{method}.md").read_text(encoding="utf-8")
-    facts = METHOD_FACTS[method]
+    facts = TABLE[method]
     assert [paper for paper in facts.papers if paper not in text] == []
     assert [name for name in facts.objectives if f"`{name}`" not in text.replace("negpo.objectives.", "")] == []
 
