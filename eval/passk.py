@@ -93,10 +93,10 @@ def analytic_stderr(n: ArrayLike, c: ArrayLike, ks: Sequence[int]) -> Floats:
 
 def bootstrap(n: ArrayLike, c: ArrayLike, ks: Sequence[int], *, draws: int = 2000, seed: int = 0) -> Floats:
     """(draws, K) means over problems that are drawn with replacement."""
-    return _resampled_means(pass_at_k_curve(n, c, ks), draws, seed)
+    return resampled_means(pass_at_k_curve(n, c, ks), draws, seed)
 
 
-def _resampled_means(rows: Floats, draws: int, seed: int) -> Floats:
+def resampled_means(rows: Floats, draws: int, seed: int) -> Floats:
     """(draws, K) means of (P, K) `rows`: how often each row was drawn, times the rows."""
     count = len(rows)
     times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
@@ -143,7 +143,7 @@ def paired_difference(
     if len(n_a) != len(n_b):
         raise ValueError(f"the runs have {len(n_a)} and {len(n_b)} problems; align them problem by problem first")
     rows = pass_at_k_curve(n_a, c_a, ks) - pass_at_k_curve(n_b, c_b, ks)
-    point, gaps = rows.mean(axis=0), _resampled_means(rows, draws, seed)
+    point, gaps = rows.mean(axis=0), resampled_means(rows, draws, seed)
     results = []
     for column, k in enumerate(ks):
         bounds = interval(gaps[:, column], point[column], level)
