@@ -1,4 +1,4 @@
-"""``negpo data redi`` and ``negpo data steps``: training sets from sampled and graded traces."""
+"""``negpo data redi``, ``steps`` and ``rationales``: training sets from sampled and graded traces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from negpo.cli import _data_steps
+from negpo.cli import _data_rationales, _data_steps
 from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ def add_parser(subparsers) -> None:
     redi.add_argument("--system-prompt", help="put in front of every question")
     redi.add_argument("--seed", type=int, default=42, help="of the shuffle")
     _data_steps.add_parser(kinds)
+    _data_rationales.add_parser(kinds)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
-    return _data_steps.run(args) if args.kind == "steps" else _redi(args)
+    kinds = {"steps": _data_steps.run, "rationales": _data_rationales.run, "redi": _redi}
+    return kinds[args.kind](args)
 
 
 def _redi(args: argparse.Namespace) -> int:
