@@ -18,6 +18,10 @@ class DataError(NegpoError):
         super().__init__(f"{', '.join(place)}: {message}" if place else message)
 
 
+class VerifierError(NegpoError):
+    """The verifier's workers cannot be started or die at everything: no verdict means anything any more."""
+
+
 class TrainingStopped(NegpoError):
     """A guard ended the run: non-finite values, collapse. The message names the checkpoint that is still good."""
 

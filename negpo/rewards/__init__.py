@@ -15,16 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from negpo.rewards.functions import correctness_reward, format_reward, length_reward
-    from negpo.rewards.grader import grade, validate_gold
+    from negpo.rewards.golds import validate_gold, validate_golds
+    from negpo.rewards.grader import grade
+    from negpo.rewards.options import GradeOptions
+    from negpo.rewards.outcome import Rewards
     from negpo.rewards.pool import VerifierPool, default_pool
     from negpo.rewards.verdict import Verdict
 
 _EXPORTS = {
-    "grade": "grader", "validate_gold": "grader", "Verdict": "verdict", "VerifierPool": "pool", "default_pool": "pool",
+    "grade": "grader", "validate_gold": "golds", "validate_golds": "golds", "Verdict": "verdict",
+    "VerifierPool": "pool", "default_pool": "pool",
     "correctness_reward": "functions", "format_reward": "functions", "length_reward": "functions",
+    "GradeOptions": "options", "Rewards": "outcome",
 }  # fmt: skip
 
 __all__ = [
+    "GradeOptions",
+    "Rewards",
     "Verdict",
     "VerifierPool",
     "correctness_reward",
@@ -33,6 +40,7 @@ __all__ = [
     "grade",
     "length_reward",
     "validate_gold",
+    "validate_golds",
 ]
 
 

@@ -31,6 +31,7 @@ from negpo.rewards.answers import (
 from negpo.rewards.evaluate import equal_expressions, rational_value, real_value
 from negpo.rewards.expression import Node, free_symbols, number
 from negpo.rewards.latex import AnswerError
+from negpo.rewards.options import EXACT, GradeOptions
 from negpo.rewards.realsets import same_set, to_real_set
 from negpo.rewards.units import conversion
 
@@ -54,8 +55,8 @@ class Comparison:
     without it such values leave the comparison undecided and ``needs_engine`` is set.
     """
 
-    def __init__(self, engine: Engine | None = None):
-        self.engine = engine
+    def __init__(self, engine: Engine | None = None, options: GradeOptions = EXACT):
+        self.engine, self.options = engine, options
         self.needs_engine = False
         self.too_large = False
 
@@ -187,7 +188,7 @@ class Comparison:
             return bool(isinstance(pred, Value) and not pred.unit and pred.latex.replace(" ", "") == gold.digits)
         if isinstance(gold, Value) and isinstance(pred, Based):
             value = _based_value(pred)
-            return value is not None and self.values(gold, Value(str(value), number(value)))
+            return value is not None and self.values(gold, Value("", number(value)))
         return False
 
     def ratios(self, gold: Answer, pred: Answer) -> bool | None:

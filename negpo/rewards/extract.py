@@ -79,6 +79,19 @@ def extract_answer(response: str) -> Extraction:
     )
 
 
+def has_finished_answer(response: str) -> bool:
+    """Whether a response that was cut by a length limit holds an answer that was finished before the cut: a closed box
+    or a closed ``<answer>`` tag. A number at its end may have lost digits, a sentence its "not".
+    """
+    final, reason = final_part(response)
+    if reason:
+        return False
+    boxed = last_box(final, forgiving=False)
+    if boxed is not None:
+        return boxed.text is not None
+    return _from_tag(_SPECIAL.sub(" ", final[-WINDOW:])) is not None
+
+
 def final_part(response: str) -> tuple[str, str]:
     """The text after the thinking section, and the reason why there is none."""
     ends = [match.end() for match in _THINK_END.finditer(response)]
@@ -92,8 +105,10 @@ def final_part(response: str) -> tuple[str, str]:
 # -- boxes -------------------------------------------------------------------------------------------------------------
 
 
-def last_box(text: str) -> Extraction | None:
-    """The last non-empty box, None if the text has no box at all."""
+def last_box(text: str, *, forgiving: bool = True) -> Extraction | None:
+    """The last non-empty box, None if the text has no box at all. ``forgiving``: the end of the formula closes a box
+    whose brace was forgotten, and a box needs no braces.
+    """
     position = max(text.rfind("boxed"), text.rfind("fbox"), text.rfind("framebox"))
     if position < 0:
         return None
@@ -103,7 +118,7 @@ def last_box(text: str) -> Extraction | None:
     for match in _BOX.finditer(text):
         if boxes and match.start() < boxes[-1][1]:
             continue  # inside the previous box
-        boxes.append((match.start(), *_box_content(text, match.end(), partners)))
+        boxes.append((match.start(), *_box_content(text, match.end(), partners, forgiving)))
     if not boxes:
         return None
     filled = [box for box in boxes if box[2] is None or box[2].strip()]
@@ -126,18 +141,18 @@ def _brace_partners(text: str) -> dict[int, int]:
     return partners
 
 
-def _box_content(text: str, position: int, partners: dict[int, int]) -> tuple[int, str | None]:
-    """End and content of the box whose command ends at ``position``."""
+def _box_content(text: str, position: int, partners: dict[int, int], forgiving: bool) -> tuple[int, str | None]:
+    """End and content of the box whose command ends at ``position``; the content is None if it is never closed."""
     while position < len(text) and text[position] in " \t":
         position += 1
     if text[position : position + 1] != "{":
         match = re.compile(r"[^\s${}]{0,200}").match(text, position)
         assert match is not None
-        return match.end(), match[0]
+        return match.end(), match[0] if forgiving or match.end() < len(text) else None
     if position in partners:
         return partners[position] + 1, text[position + 1 : partners[position]]
     # A forgotten brace: the formula's own end closes the box. At the end of the text it is a truncated response.
-    end = re.compile(r"\$|\\\)|\\\]|\n").search(text, position)
+    end = re.compile(r"\$|\\\)|\\\]|\n").search(text, position) if forgiving else None
     return (end.start(), text[position + 1 : end.start()]) if end else (len(text), None)
 
 

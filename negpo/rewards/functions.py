@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from negpo.errors import ConfigError, DataError
+from negpo.rewards.decide import check_mode
 from negpo.rewards.extract import extract_answer
-from negpo.rewards.grader import check_mode
+from negpo.rewards.golds import GoldReport, validate_golds
+from negpo.rewards.options import EXACT, GradeOptions
+from negpo.rewards.outcome import Rewards, check_truncated, cut_flags, cut_verdict
 from negpo.rewards.pool import VerifierPool, default_pool
 from negpo.rewards.verdict import Verdict
 
@@ -33,44 +38,99 @@ def correctness_reward(
     answer_column: str = "answer",
     kind_column: str | None = None,
     mode: str = "default",
+    options: GradeOptions = EXACT,
+    truncated: str = "unknown",
+    max_tokens: int | None = None,
+    eos_token_id: int | Collection[int] = (),
     pool: VerifierPool | None = None,
     asynchronous: bool = False,
 ) -> RewardFunction:
     """Rewards ``correct`` or ``wrong`` by the verdict of :func:`negpo.rewards.grade`, ``None`` where it is unknown.
 
+    The list that comes back is a :class:`~negpo.rewards.outcome.Rewards`: it carries verdicts, labels and masks, so
+    that labels never depend on penalties that are added. The function itself has ``role = "verdict"`` (the rewards for
+    form and length have ``"shaping"``) and ``validate(rows, skip_bad_golds=False)``, which checks all golds of a data
+    set with this reward's columns and mode (:func:`negpo.rewards.validate_golds`): trainers call it with their data.
+
     Args:
         correct, wrong: +1 and -1 for signed methods (NSR, W-REINFORCE), 1 and 0 for group-normalised ones.
         answer_column: dataset column with the gold answers; ``kind_column`` one with answer kinds, if there is one.
-        mode: grading mode, see :data:`negpo.rewards.grader.MODES`.
+        mode: grading mode, see :data:`negpo.rewards.grader.MODES`; ``options``: tolerances of the default mode.
+        truncated: what becomes of a completion that the length limit cut. Its fragment is never graded.
+            ``"unknown"``: no verdict, so no gradient and no part in the group's baseline.
+            ``"wrong"``: a negative sample. ``"mask"``: wrong in its group's baseline, but its own tokens are not
+            trained on (``Rewards.masked``; what TRL's ``mask_truncated_completions`` does). ``"soft"``: right or wrong
+            by an answer that was finished before the cut, wrong without one; meant to be used with
+            :func:`length_reward`, whose penalty shapes the reward and never the label.
+        max_tokens, eos_token_id: find cut completions by their length where the trainer does not say which were cut
+            (``completion_truncated``, one flag per completion).
         pool: workers to use; the shared default pool when None.
 
     Raises:
-        ConfigError: unknown mode, or ``correct`` does not exceed ``wrong``.
-        DataError: (when called) the answer column is missing, has another length, or holds an unreadable gold answer.
+        ConfigError: unknown mode or ``truncated``, or ``correct`` does not exceed ``wrong``.
+        DataError: (when called) the answer column is missing, has another length, or holds an unreadable gold answer;
+            ``truncated`` was chosen but nothing tells which completions were cut.
     """
-    check_mode(None, mode)
-    if not correct > wrong:
-        raise ConfigError(f"correct={correct} must be larger than wrong={wrong}")
+    check_mode(None, mode, options)
+    check_truncated(truncated)
+    if not (math.isfinite(correct) and math.isfinite(wrong) and correct > wrong):
+        raise ConfigError(f"correct={correct} must be larger than wrong={wrong}, both finite")
 
-    def pairs_and_kinds(completions: Sequence[Any], columns: dict[str, Any]) -> tuple[list, list | None]:
+    def prepare(completions: Sequence[Any], ids: Any, columns: dict[str, Any]) -> _Batch:
         golds = column(columns, answer_column, len(completions))
-        kinds = column(columns, kind_column, len(completions)) if kind_column else None
-        return list(zip(map(completion_text, completions), golds, strict=True)), kinds
+        kinds = column(columns, kind_column, len(completions)) if kind_column else [None] * len(completions)
+        cut = cut_flags(columns, ids, len(completions), truncated, max_tokens, eos_token_id)
+        given = [cut_verdict(truncated) if was_cut else None for was_cut in cut]
+        texts = [completion_text(completion) for completion in completions]
+        return _Batch(list(zip(texts, golds, strict=True)), kinds, cut, given)
 
-    def rewards(verdicts: Sequence[Verdict], columns: dict[str, Any]) -> list[float | None]:
-        _log(verdicts, columns)
+    def finish(batch: _Batch, graded: Sequence[Verdict], columns: dict[str, Any]) -> Rewards:
+        rest = iter(graded)
+        verdicts = [verdict or next(rest) for verdict in batch.given]
+        _log(verdicts, batch.cut, columns)
         values = {"correct": correct, "wrong": wrong, "unknown": None}
-        return [values[verdict.status] for verdict in verdicts]
+        masked = [truncated == "mask" and was_cut for was_cut in batch.cut]
+        return Rewards([values[verdict.status] for verdict in verdicts], verdicts, masked)
 
-    def correctness(prompts=None, completions=(), completion_ids=None, **columns) -> list[float | None]:
-        pairs, kinds = pairs_and_kinds(completions, columns)
-        return rewards((pool or default_pool()).grade_many(pairs, kinds=kinds, mode=mode), columns)
+    def correctness(prompts=None, completions=(), completion_ids=None, **columns) -> Rewards:
+        batch = prepare(completions, completion_ids, columns)
+        graded = (pool or default_pool()).grade_many(**batch.open, mode=mode, options=options)
+        return finish(batch, graded, columns)
 
-    async def correctness_async(prompts=None, completions=(), completion_ids=None, **columns) -> list[float | None]:
-        pairs, kinds = pairs_and_kinds(completions, columns)
-        return rewards(await (pool or default_pool()).grade_many_async(pairs, kinds=kinds, mode=mode), columns)
+    async def correctness_async(prompts=None, completions=(), completion_ids=None, **columns) -> Rewards:
+        batch = prepare(completions, completion_ids, columns)
+        graded = await (pool or default_pool()).grade_many_async(**batch.open, mode=mode, options=options)
+        return finish(batch, graded, columns)
 
-    return _named(correctness_async if asynchronous else correctness, "correctness_reward")
+    def validate(rows: Iterable[Any], *, skip_bad_golds: bool = False, source: str | None = None) -> GoldReport:
+        return validate_golds(
+            rows, column=answer_column, kind_column=kind_column, mode=mode, skip_bad_golds=skip_bad_golds,
+            source=source, pool=pool,
+        )  # fmt: skip
+
+    function = _named(correctness_async if asynchronous else correctness, "correctness_reward", role="verdict")
+    function.validate = validate  # type: ignore[attr-defined]
+    return function
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One call: pairs and kinds of all completions, which were cut, and the verdicts that need no grading."""
+
+    pairs: list[tuple[str, Any]]
+    kinds: list[str | None]
+    cut: list[bool]
+    given: list[Verdict | None]
+
+    @property
+    def open(self) -> dict[str, Any]:
+        """Arguments of ``grade_many`` for the completions that have to be graded."""
+        left = [index for index, verdict in enumerate(self.given) if verdict is None]
+        return {
+            "pairs": [self.pairs[index] for index in left],
+            "kinds": [self.kinds[index] for index in left],
+            "truncated": [self.cut[index] for index in left],
+        }
 
 
 def format_reward(
@@ -94,7 +154,7 @@ def format_reward(
     def format_(prompts=None, completions=(), completion_ids=None, **columns) -> list[float | None]:
         return [reward if well_formed(completion_text(completion)) else penalty for completion in completions]
 
-    return _named(_as_coroutine(format_) if asynchronous else format_, "format_reward")
+    return _named(_as_coroutine(format_) if asynchronous else format_, "format_reward", role="shaping")
 
 
 def length_reward(*, max_tokens: int, soft_tokens: int, asynchronous: bool = False) -> RewardFunction:
@@ -115,7 +175,7 @@ def length_reward(*, max_tokens: int, soft_tokens: int, asynchronous: bool = Fal
             )
         return [min(0.0, max(-1.0, (max_tokens - soft_tokens - len(ids)) / soft_tokens)) for ids in completion_ids]
 
-    return _named(_as_coroutine(length) if asynchronous else length, "length_reward")
+    return _named(_as_coroutine(length) if asynchronous else length, "length_reward", role="shaping")
 
 
 # -- shared pieces -----------------------------------------------------------------------------------------------------
@@ -172,12 +232,13 @@ def _thinks_once(text: str) -> bool:
     )
 
 
-def _log(verdicts: Sequence[Verdict], columns: dict[str, Any]) -> None:
+def _log(verdicts: Sequence[Verdict], cut: Sequence[bool], columns: dict[str, Any]) -> None:
     """Rates for TRL's metrics, extracted answers for its completions table, unknown verdicts for the log."""
     counts = Counter(verdict.status for verdict in verdicts)
     if callable(columns.get("log_metric")):
         for status in ("correct", "wrong", "unknown"):
             columns["log_metric"](f"verifier/{status}", counts[status] / max(1, len(verdicts)))
+        columns["log_metric"]("verifier/truncated", sum(cut) / max(1, len(verdicts)))
     if callable(columns.get("log_extra")):
         columns["log_extra"]("extracted_answer", [verdict.extracted or "" for verdict in verdicts])
     if counts["unknown"]:
@@ -194,7 +255,8 @@ def _as_coroutine(function: RewardFunction) -> RewardFunction:
     return coroutine
 
 
-def _named(function: RewardFunction, name: str) -> RewardFunction:
-    """TRL logs rewards under the function's name."""
+def _named(function: RewardFunction, name: str, *, role: str) -> RewardFunction:
+    """TRL logs rewards under the function's name. ``role`` says whether it judges ("verdict") or only shapes."""
     function.__name__ = function.__qualname__ = name
+    function.role = role  # type: ignore[attr-defined]
     return function

@@ -1,10 +1,13 @@
 """Worker processes that may be killed: the only place where possibly slow grading happens.
 
 Each worker is a plain subprocess with JSON lines on its pipes, owned by one thread of the pool. No signals, no
-multiprocessing, no re-import of ``__main__``: it works from any thread, under accelerate and in notebooks. An item
-that takes longer than its limit costs exactly that limit: its worker is killed and replaced by a spare one that is
-already warm. Items that look expensive wait in a lane of their own and never occupy all workers, so ordinary items do
-not queue behind them. The same answer to the same question (frequent in a group of samples) is worked on once.
+multiprocessing, no re-import of ``__main__``: it works from any thread, under accelerate and in notebooks. Limits count
+the worker's own processor time, so a busy machine makes verdicts late, not *unknown*. An item that reaches its limit
+costs exactly that: its worker ends and is replaced by a spare one that is already warm. A worker that died before it
+began with an item, whenever that was, is replaced and the item asked again. Items that look expensive wait in a lane of
+their own and never occupy all workers, so ordinary items do not queue behind them. The same answer to the same question
+(frequent in a group of samples) is worked on once. When no worker can be started, or workers fail at item after item
+and then at one whose verdict is known, every waiting and later item raises: a run without verdicts must not go on.
 """
 
 from __future__ import annotations
@@ -16,32 +19,25 @@ import os
 import re
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 from negpo.errors import ConfigError
+from negpo.rewards.decide import Gold, gold_text, grade_here
 from negpo.rewards.extract import extract_answer
-from negpo.rewards.grader import DEFAULT_TIMEOUT, Gold, gold_text, grade_here
-from negpo.rewards.process import WorkerProcess
+from negpo.rewards.options import EXACT, GradeOptions
 from negpo.rewards.verdict import DEFAULT_GRADER, Verdict
+from negpo.rewards.workers import Reply, WorkerQueue
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_TIMEOUT = 1.8  # seconds: with the overhead of replacing a worker a verdict still comes within two when idle
 DEFAULT_MEMORY_MB = 1024
+MIN_MEMORY_MB = 256
 _REMEMBERED = 4096  # verdicts from workers kept for identical answers
-DEAD_ON_ARRIVAL = 0.05  # seconds within which a worker's end cannot be the doing of the item it was handed
-_RETRY_AFTER = 300.0  # seconds after which an unknown verdict is no longer reused: the machine may have been busy
-
-
-@dataclass
-class _Job:
-    request: dict[str, Any]
-    timeout: float
-    future: Future = field(default_factory=Future)
-    asked_again: bool = False
+_RETRY_AFTER = 300.0  # seconds after which an unknown verdict is no longer reused: the machine may have been short
 
 
 class VerifierPool:
@@ -49,33 +45,41 @@ class VerifierPool:
 
     Args:
         workers: processes that grade at the same time. They start with the first item that needs one.
-        timeout: wall-clock seconds one item may take in a worker before it is killed and the item is ``unknown``.
-        memory_mb: address space of one worker in MiB (RLIMIT_AS); beyond it the item is ``unknown``.
+        timeout: seconds of its own processor time one item may take in a worker before it is killed and the item is
+            ``unknown``. memory_mb: MiB that items may allocate in a worker on top of its imports (RLIMIT_AS, Linux);
+            beyond it the item is ``unknown``.
 
     Raises:
-        ConfigError: fewer than one worker, or limits that are not positive.
+        ConfigError: fewer than one worker, or limits that are too small.
     """
 
     def __init__(self, workers: int = 2, timeout: float = DEFAULT_TIMEOUT, memory_mb: int = DEFAULT_MEMORY_MB):
-        if workers < 1 or timeout <= 0 or memory_mb < 256:
-            raise ConfigError(f"workers={workers}, timeout={timeout}, memory_mb={memory_mb}: need >= 1, > 0 and >= 256")
+        if workers < 1 or not 0 < timeout < float("inf") or memory_mb < MIN_MEMORY_MB:
+            raise ConfigError(
+                f"workers={workers}, timeout={timeout}, memory_mb={memory_mb}: need >= 1, > 0 and >= {MIN_MEMORY_MB}"
+            )
         self.workers, self.timeout, self.memory_mb = workers, timeout, memory_mb
-        self.owner = os.getpid()  # threads and pipes do not survive a fork
-        self.counts: Counter[str] = Counter()
-        self._ordinary: deque[_Job] = deque()
-        self._suspicious: deque[_Job] = deque()
-        self._suspicious_running = 0
-        self._remembered: OrderedDict[tuple, Future] = OrderedDict()
-        self._changed = threading.Condition(threading.RLock())
-        self._threads: list[threading.Thread] = []
-        self._spares: deque[WorkerProcess] = deque()
-        self._alive: set[WorkerProcess] = set()
-        self._closed = False
+        self.owner = os.getpid()
+        self._queue = WorkerQueue(workers, memory_mb)
+        self._counts: Counter[str] = Counter()
+        self._remembered: OrderedDict[tuple, Future[Verdict]] = OrderedDict()
+        self._changed = threading.RLock()
 
     # -- grading ------------------------------------------------------------------------------------------------------
-    def grade(self, response: str, gold: Gold, *, kind: str | None = None, mode: str = "default") -> Verdict:
-        """One verdict, in this process where that is quick, else in a worker."""
-        return self.grade_future(response, gold, kind=kind, mode=mode).result()
+    def grade(
+        self,
+        response: str,
+        gold: Gold,
+        *,
+        kind: str | None = None,
+        mode: str = "default",
+        options: GradeOptions = EXACT,
+        truncated: bool = False,
+    ) -> Verdict:
+        """One verdict, in this process where that is quick, else in a worker. Arguments as in
+        :func:`negpo.rewards.grade`.
+        """
+        return self.grade_future(response, gold, kind=kind, mode=mode, options=options, truncated=truncated).result()
 
     def grade_many(
         self,
@@ -83,9 +87,16 @@ class VerifierPool:
         *,
         kinds: Sequence[str | None] | str | None = None,
         mode: str = "default",
+        options: Sequence[GradeOptions] | GradeOptions = EXACT,
+        truncated: Sequence[bool] | None = None,
     ) -> list[Verdict]:
-        """Verdicts of (response, gold) pairs in their order. ``kinds``: one kind for all, or one per pair."""
-        return [future.result() for future in self._start_many(pairs, kinds, mode)]
+        """Verdicts of (response, gold) pairs in their order. ``kinds`` and ``options``: one for all, or one per pair;
+        ``truncated``: one flag per pair, none cut when None.
+
+        Raises:
+            VerifierError: the workers cannot grade, see the module's docstring.
+        """
+        return [future.result() for future in self._start_many(pairs, kinds, mode, options, truncated)]
 
     async def grade_many_async(
         self,
@@ -93,181 +104,123 @@ class VerifierPool:
         *,
         kinds: Sequence[str | None] | str | None = None,
         mode: str = "default",
+        options: Sequence[GradeOptions] | GradeOptions = EXACT,
+        truncated: Sequence[bool] | None = None,
     ) -> list[Verdict]:
         """:meth:`grade_many` without blocking the event loop."""
-        futures = await asyncio.to_thread(self._start_many, list(pairs), kinds, mode)
+        futures = await asyncio.to_thread(self._start_many, list(pairs), kinds, mode, options, truncated)
         return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
     def grade_future(
-        self, response: str, gold: Gold, *, kind: str | None = None, mode: str = "default"
+        self,
+        response: str,
+        gold: Gold,
+        *,
+        kind: str | None = None,
+        mode: str = "default",
+        options: GradeOptions = EXACT,
+        truncated: bool = False,
     ) -> Future[Verdict]:
         """A future for one verdict, already done where this process could decide."""
-        verdict = grade_here(response, gold, kind=kind, mode=mode)
+        verdict = grade_here(response, gold, kind=kind, mode=mode, options=options, truncated=truncated)
         if verdict is None:
-            return self.submit(response, gold, kind=kind, mode=mode)
+            return self.submit(response, gold, kind=kind, mode=mode, options=options)
         self._count(verdict, "here")
         done: Future[Verdict] = Future()
         done.set_result(verdict)
         return done
 
-    def _start_many(self, pairs: Iterable[tuple[str, Gold]], kinds: Any, mode: str) -> list[Future[Verdict]]:
+    def _start_many(
+        self, pairs: Iterable[tuple[str, Gold]], kinds: Any, mode: str, options: Any, truncated: Sequence[bool] | None
+    ) -> list[Future[Verdict]]:
         pairs = list(pairs)
         each = [kinds] * len(pairs) if kinds is None or isinstance(kinds, str) else list(kinds)
-        return [self.grade_future(*pair, kind=kind, mode=mode) for pair, kind in zip(pairs, each, strict=True)]
+        allowed = [options] * len(pairs) if isinstance(options, GradeOptions) else list(options)
+        cut = [False] * len(pairs) if truncated is None else list(truncated)
+        return [
+            self.grade_future(*pair, kind=kind, mode=mode, options=option, truncated=was_cut)
+            for pair, kind, option, was_cut in zip(pairs, each, allowed, cut, strict=True)
+        ]
 
     def submit(
-        self, response: str, gold: Gold, *, kind: str | None = None, mode: str = "default", timeout: float | None = None
+        self,
+        response: str,
+        gold: Gold,
+        *,
+        kind: str | None = None,
+        mode: str = "default",
+        options: GradeOptions = EXACT,
+        timeout: float | None = None,
     ) -> Future:
         """A future for one verdict from a worker. The caller has found that it cannot be decided in this process."""
         extracted = extract_answer(response).text if mode == "default" else response
-        key = (extracted, gold_text(gold), kind, mode)
+        key = (extracted, gold_text(gold), kind, mode, options)
         with self._changed:
             future = self._remembered.get(key)
             if future is None or _is_stale(future):
-                request = {"op": "grade", "response": response, "gold": key[1], "kind": kind, "mode": mode}
-                job = _Job(request, timeout or self.timeout)
-                future = self._remembered[key] = self._enqueue(job, suspicious=looks_expensive(response))
+                request: dict[str, Any] = {"op": "grade", "response": response, "gold": key[1], "kind": kind}
+                request |= {"mode": mode, "options": options.to_dict()}
+                future = self._remembered[key] = self._verdict(request, timeout or self.timeout)
                 while len(self._remembered) > _REMEMBERED:
                     self._remembered.popitem(last=False)
-        future.add_done_callback(lambda done: self._count(done.result(), "in workers"))
+        future.add_done_callback(self._count_decided)
         return future
 
-    def is_readable(self, latex: str) -> bool:
-        """Whether math-verify understands an expression; False after a timeout."""
-        reply = self._enqueue(_Job({"op": "readable", "gold": latex}, self.timeout), suspicious=False).result()
-        return bool(isinstance(reply, dict) and reply.get("readable"))
+    def _verdict(self, request: dict[str, Any], timeout: float) -> Future[Verdict]:
+        """A future for what a worker says."""
+        verdict: Future[Verdict] = Future()
+        verdict.set_running_or_notify_cancel()  # shared by all who ask the same: nobody may cancel it
 
-    def worker_pids(self) -> list[int]:
-        """Process ids of the running workers, spare ones included."""
-        with self._changed:
-            return [worker.pid for worker in self._alive if worker.usable]
+        def settle(done: Future[Reply]) -> None:
+            error = done.exception()
+            if error is not None:
+                verdict.set_exception(error)
+            else:
+                verdict.finished = time.monotonic()  # type: ignore[attr-defined]
+                verdict.set_result(_to_verdict(done.result(), request["mode"]))
+
+        reply = self._queue.enqueue(request, timeout, suspicious=looks_expensive(request["response"]))
+        reply.add_done_callback(settle)
+        return verdict
+
+    def readable(self, latex: Sequence[str]) -> list[bool | None]:
+        """Whether math-verify understands each expression; None after a timeout or a crash."""
+        futures = [
+            self._queue.enqueue({"op": "readable", "gold": text}, self.timeout, suspicious=False) for text in latex
+        ]
+        return [future.result().get("readable") for future in futures]
+
+    def worker_pids(self, *, busy: bool = False) -> list[int]:
+        """Process ids of the running workers, spare ones included; with ``busy`` those that are at work on an item."""
+        return self._queue.pids(busy=busy)
 
     def stats(self) -> dict[str, int]:
         """Verdicts by status and by reason of the unknown ones, how many a worker decided, and worker respawns."""
         with self._changed:
-            return dict(self.counts)
+            return dict(self._counts + self._queue.counts)
 
-    # -- the queue ----------------------------------------------------------------------------------------------------
-    def _enqueue(self, job: _Job, *, suspicious: bool) -> Future:
-        with self._changed:
-            if self._closed:
-                raise RuntimeError("this VerifierPool is closed")
-            (self._suspicious if suspicious else self._ordinary).append(job)
-            while len(self._threads) < self.workers:
-                thread = threading.Thread(target=self._serve, name=f"verifier-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self._changed.notify()
-        return job.future
-
-    def _next(self) -> tuple[_Job, bool] | None:
-        """The next job and whether it is a suspicious one; None when the pool closes. Blocks."""
-        with self._changed:
-            while True:
-                if self._closed:
-                    return None
-                if self._ordinary:
-                    return self._ordinary.popleft(), False
-                # One worker stays free for ordinary items where there are several.
-                if self._suspicious and self._suspicious_running < max(1, self.workers - 1):
-                    self._suspicious_running += 1
-                    return self._suspicious.popleft(), True
-                self._changed.wait()
-
-    def _serve(self) -> None:
-        """One thread: owns one worker at a time and feeds it."""
-        worker = self._take_worker()
-        while True:
-            entry = self._next()
-            if entry is None:
-                break
-            job, suspicious = entry
-            reply, worker = self._ask(worker, job)
-            self._finish(job, reply)
-            if suspicious:
-                with self._changed:
-                    self._suspicious_running -= 1
-                    self._changed.notify_all()
-        worker.kill()
-
-    def _ask(self, worker: WorkerProcess, job: _Job) -> tuple[dict[str, Any], WorkerProcess]:
-        """The reply to a job, and the worker to go on with: a fresh one after a kill.
-
-        A worker that was gone before it can have looked at the item (killed from outside while idle) says nothing about
-        the item, which is asked once more of the next worker.
-        """
-        started = time.monotonic()
-        reply = worker.ask(job.request, job.timeout) if worker.wait_ready() else {"error": "no worker could be started"}
-        if worker.usable:
-            return reply, worker
-        if not job.asked_again and time.monotonic() - started < DEAD_ON_ARRIVAL:
-            job.asked_again = True
-            worker.kill()
-            return self._ask(self._take_worker(), job)
-        worker.kill()
-        with self._changed:
-            self.counts["respawns"] += 1
-            if self._closed:
-                return reply, worker
-        logger.info("verifier worker %d replaced after: %s", worker.pid, reply.get("error"))
-        return reply, self._take_worker()
-
-    def _finish(self, job: _Job, reply: dict[str, Any]) -> None:
-        if job.request["op"] == "readable":
-            job.future.set_result(reply)
-            return
-        if "verdict" in reply:
-            verdict = Verdict(**reply["verdict"])
-        else:
-            mode = job.request["mode"]
-            verdict = Verdict(
-                "unknown", reply["error"], mode=mode, grader=DEFAULT_GRADER if mode == "default" else mode
-            )
-        job.future.finished = time.monotonic()  # type: ignore[attr-defined]
-        job.future.set_result(verdict)
+    def _count_decided(self, future: Future[Verdict]) -> None:
+        if future.exception() is None:
+            self._count(future.result(), "in workers")
 
     def _count(self, verdict: Verdict, where: str) -> None:
         with self._changed:
-            self.counts[verdict.status] += 1
-            self.counts[f"decided {where}"] += 1
+            self._counts[verdict.status] += 1
+            self._counts[f"decided {where}"] += 1
             if verdict.status == "unknown":
-                self.counts[f"unknown: {verdict.reason}"] += 1
+                self._counts[f"unknown: {verdict.reason}"] += 1
 
-    # -- processes ----------------------------------------------------------------------------------------------------
-    def _take_worker(self) -> WorkerProcess:
-        """A warm worker, and a spare one starting behind it. Dead ones (killed from outside) are passed over."""
-        for _ in range(3):
-            with self._changed:
-                worker = self._spares.popleft() if self._spares else self._new_worker()
-                if not self._spares and not self._closed:
-                    self._spares.append(self._new_worker())
-            if self._closed or worker.wait_ready():
-                break
-            worker.kill()
-        return worker
-
-    def _new_worker(self) -> WorkerProcess:
-        worker = WorkerProcess(self.memory_mb)
-        self._alive = {other for other in self._alive if other.usable} | {worker}
-        return worker
+    @property
+    def closed(self) -> bool:
+        return self._queue.closed
 
     def close(self) -> None:
-        """Ends all workers; jobs that are still waiting become ``unknown``."""
-        with self._changed:
-            if self._closed or self.owner != os.getpid():
-                return
-            self._closed = True
-            waiting = [*self._ordinary, *self._suspicious]
-            self._ordinary.clear()
-            self._suspicious.clear()
-            self._changed.notify_all()
-            workers = list(self._alive)
-        for worker in workers:
-            worker.kill()
-        for job in waiting:
-            self._finish(job, {"error": "the pool was closed"})
-        if self.counts:
-            logger.info("verifier counts: %s", dict(self.counts))
+        """Ends all workers; items that are still waiting become ``unknown``."""
+        if self.closed or self.owner != os.getpid():
+            return
+        self._queue.close()
+        if stats := self.stats():
+            logger.info("verifier counts: %s", stats)
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -276,9 +229,19 @@ class VerifierPool:
         self.close()
 
 
-def _is_stale(future: Future) -> bool:
-    """Whether a remembered verdict is an old unknown one."""
-    return future.done() and not future.result().known and time.monotonic() - future.finished > _RETRY_AFTER  # type: ignore[attr-defined]
+def _to_verdict(reply: Reply, mode: str) -> Verdict:
+    if "verdict" in reply:
+        return Verdict(**reply["verdict"])
+    return Verdict("unknown", reply["error"], mode=mode, grader=DEFAULT_GRADER if mode == "default" else mode)
+
+
+def _is_stale(future: Future[Verdict]) -> bool:
+    """Whether a remembered verdict is an error or an old unknown one."""
+    if not future.done():
+        return False
+    if future.exception() is not None:
+        return True
+    return not future.result().known and time.monotonic() - future.finished > _RETRY_AFTER  # type: ignore[attr-defined]
 
 
 def looks_expensive(response: str) -> bool:
@@ -298,7 +261,7 @@ def default_pool() -> VerifierPool:
     """
     global _default
     with _default_lock:
-        if _default is None or _default._closed or _default.owner != os.getpid():
+        if _default is None or _default.closed or _default.owner != os.getpid():
             _default = VerifierPool()
             atexit.register(_default.close)
         return _default

@@ -31,7 +31,7 @@ def number_words(tokens: list[Token]) -> Answer | None:
         if value is None:
             continue
         unit = parse_unit(" ".join(words[length:]))
-        return None if unit is None else Value(str(value), number(value), unit)
+        return None if unit is None else Value(" ".join(words[:length]), number(value), unit)
     return None
 
 

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from negpo.errors import ConfigError, DataError
-from negpo.rewards import VerifierPool, correctness_reward, format_reward, length_reward
+from negpo.rewards import VerifierPool, correctness_reward, format_reward, grade, length_reward
 from negpo.rewards.functions import completion_text
 
 PROMPTS = ["?", "?"]
@@ -103,3 +103,96 @@ def test_impossible_settings_are_refused():
         length_reward(max_tokens=10, soft_tokens=20)
     with pytest.raises(ConfigError, match="must be larger"):
         correctness_reward(correct=0, wrong=1)
+
+
+# -- verdicts, labels, and answers that were cut -----------------------------------------------------------------------
+
+CUT = {"completions": [r"\boxed{4}", "so m + n = 25 +", r"\boxed{4} Let me", r"\boxed{5}"],
+       "answer": ["4", "25", "4", "4"], "completion_truncated": [False, True, True, False]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("truncated", "values", "labels", "masked"),
+    [
+        ("unknown", [1.0, None, None, -1.0], [True, None, None, False], [False] * 4),
+        ("wrong", [1.0, -1.0, -1.0, -1.0], [True, False, False, False], [False] * 4),
+        ("mask", [1.0, -1.0, -1.0, -1.0], [True, False, False, False], [False, True, True, False]),
+        ("soft", [1.0, -1.0, 1.0, -1.0], [True, False, True, False], [False] * 4),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_cut_answer_gets_what_the_setting_says(truncated, values, labels, masked, asynchronous):
+    metrics: dict[str, float] = {}
+    rewards = correctness_reward(truncated=truncated, asynchronous=asynchronous)(**CUT, log_metric=metrics.__setitem__)
+    rewards = asyncio.run(rewards) if asynchronous else rewards
+    assert rewards == values
+    assert (rewards.labels, rewards.masked) == (labels, masked)
+    assert metrics["verifier/truncated"] == 0.5
+
+
+def test_the_default_never_grades_a_fragment():
+    cut = correctness_reward()(completions=["so m + n = 25 +"], answer=["25"], completion_truncated=[True])
+    assert cut == [None]
+    assert cut.verdicts[0].reason == "cut off by the length limit"
+
+
+def test_cut_answers_are_found_by_their_length_where_the_trainer_does_not_say():
+    ids = [[5, 5], [5, 5, 5], [5, 5, 2], []]
+    completions, answer = [r"\boxed{4}"] * 4, ["4"] * 4
+    reward = correctness_reward(truncated="wrong", max_tokens=3, eos_token_id=2)
+    assert reward(completions=completions, completion_ids=ids, answer=answer) == [1.0, -1.0, 1.0, 1.0]
+    reward = correctness_reward(truncated="wrong", max_tokens=3, eos_token_id=[2, 5])
+    assert reward(completions=completions, completion_ids=ids, answer=answer) == [1.0] * 4
+    with pytest.raises(DataError, match="max_tokens needs one list of token ids per completion, got none for 4"):
+        reward(completions=completions, answer=answer)
+
+
+def test_a_setting_for_cut_answers_that_cannot_take_effect_is_an_error():
+    with pytest.raises(DataError, match="truncated='mask' needs to know which completions were cut"):
+        correctness_reward(truncated="mask")(completions=["4"], answer=["4"])
+    with pytest.raises(DataError, match="'completion_truncated' has 2 entries for 1 completions"):
+        correctness_reward()(completions=["4"], answer=["4"], completion_truncated=[True, False])
+    with pytest.raises(ConfigError, match="unknown truncated='drop'; choose one of unknown, wrong, mask, soft"):
+        correctness_reward(truncated="drop")
+
+
+def test_labels_come_from_the_verdict_and_not_from_a_sum_with_penalties():
+    long, short = [0] * 100, [0] * 10
+    columns = {"completions": [r"\boxed{4}", r"\boxed{5}"], "answer": ["4", "4"], "completion_ids": [long, short]}
+    judged = correctness_reward(wrong=0.0)(**columns)
+    penalty = length_reward(max_tokens=100, soft_tokens=50)(**columns)
+    assert [a + b for a, b in zip(judged, penalty, strict=True)] == [0.0, 0.0]
+    assert judged.labels == [True, False]
+
+
+def test_rewards_say_whether_they_judge_or_only_shape():
+    assert correctness_reward().role == "verdict"
+    assert format_reward().role == "shaping"
+    assert length_reward(max_tokens=10, soft_tokens=5, asynchronous=True).role == "shaping"
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        (r"So $\boxed{4}$. Checking: 2 +", "correct"),
+        (r"<answer>4</answer> Let me", "correct"),
+        ("The answer is 4", "wrong"),
+        ("4", "wrong"),
+        ("#### 4", "wrong"),
+        (r"\boxed{4", "wrong"),
+        ("\\boxed{4\nThen", "wrong"),
+        (r"$\boxed{4$ and", "wrong"),
+        (r"\boxed 4", "wrong"),
+        (r"\boxed{4}. No, \boxed{", "wrong"),
+        (r"<think>\boxed{4} hmm", "wrong"),
+        (r"<think>a</think> $x = 4$ and", "wrong"),
+    ],
+)
+def test_of_a_cut_response_only_an_answer_finished_before_the_cut_counts(response, status):
+    for verdict in (
+        grade(response, "4", truncated=True),
+        *VerifierPool().grade_many([(response, "4")], truncated=[True]),
+    ):
+        assert verdict.status == status
+        if status == "wrong":
+            assert (verdict.extracted, verdict.reason) == (None, "no answer found: cut off by the length limit")
