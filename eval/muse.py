@@ -31,7 +31,6 @@ from negpo.eval.scoring import (
     Batching,
     ItemStore,
     Report,
-    check_vocabulary,
     counting,
     decode,
     generate_texts,
@@ -39,6 +38,7 @@ from negpo.eval.scoring import (
     pad_token,
     score_items,
 )
+from negpo.models import check_vocabulary
 
 __all__ = ["MuseData", "MuseResult", "MuseSettings", "RetainAuc", "evaluate_muse", "load_muse"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from negpo.data.io import atomic_write, atomic_write_json
+from negpo.data.io import atomic_write_json
 from negpo.eval.muse import MuseResult
 
 HEADLINE = "retain_knowmem_ROUGE"
@@ -25,23 +25,5 @@ def fold_rows(results: Mapping[str, MuseResult]) -> list[dict[str, Any]]:
 
 
 def save_folds(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
-    """Write ``folds.json`` and, where KnowMem was measured, ``folds.png``; returns the former's path."""
-    folder = Path(folder)
-    if all(HEADLINE in row for row in rows):
-        atomic_write(folder / "folds.png", _draw(rows))
-    return atomic_write_json(folder / "folds.json", list(rows))
-
-
-def _draw(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    import io
-
-    from negpo.report._base import COLORS, DPI, new_figure
-
-    figure, axis = new_figure()
-    folds, values = [row["fold"] for row in rows], [row[HEADLINE] for row in rows]
-    reach = [[abs(row["interval"][side] - row[HEADLINE]) for row in rows] for side in (0, 1)]
-    axis.errorbar(folds, values, yerr=reach, marker="o", capsize=3, color=COLORS[2])
-    axis.set(xlabel="fold", ylabel="KnowMem on the retain set (ROUGE-L F1)", xticks=folds, ylim=(0, None))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    """Write ``folds.json``; returns its path."""
+    return atomic_write_json(Path(folder) / "folds.json", list(rows))

@@ -9,20 +9,21 @@ differently by shape). Finished items are written to a JSON-lines file, from whi
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from negpo.data.collate import pad_batch
 from negpo.data.io import append_jsonl, read_jsonl
 from negpo.data.qa import IGNORE, Item
+from negpo.data.seal import opened, sealed
 from negpo.errors import ConfigError
 from negpo.eval.metrics import exact_memorization, extraction_strength, min_k, min_k_plus_plus, muse_min_k
+from negpo.models import evaluating, vocabulary_size
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[int], None]  # number of items just finished
 Report = Callable[[str, int, int], None]  # (stage, finished items, all items)
 
@@ -61,7 +62,8 @@ class Batching:
 class ItemStore:
     """Results by key, in memory and, with a path, as JSON lines that survive a kill.
 
-    The first line names the manifest; a file made under another manifest is refused with ConfigError.
+    The first line names the manifest; a file made under another manifest is refused with ConfigError. Every line is
+    sealed: one that was changed after it was written is left out, with a warning, and its work done again.
     """
 
     path: Path | None = None
@@ -80,12 +82,18 @@ class ItemStore:
                 f"{self.path} holds results of another model, data or setting (manifest {lines[0].get('manifest')!r}, "
                 f"now {self.manifest_hash!r}). Choose another output folder or delete the file"
             )
-        self.rows.update({row["key"]: row for row in lines[1:]})
+        kept = [row for row in map(opened, lines[1:]) if row is not None]
+        if len(kept) < len(lines) - 1:
+            changed = len(lines) - 1 - len(kept)
+            logger.warning(
+                "%s: %d lines were changed after they were written; they are computed again", self.path, changed
+            )
+        self.rows.update({row["key"]: row for row in kept})
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         self.rows.update({row["key"]: row for row in rows})
         if self.path is not None:
-            append_jsonl(self.path, *rows)
+            append_jsonl(self.path, *map(sealed, rows))
 
 
 def score_items(
@@ -241,17 +249,6 @@ def pad_token(tokenizer: Any, model: Any) -> int:
     return tokenizer.eos_token_id if pad is None or pad >= vocabulary_size(model) else pad
 
 
-def vocabulary_size(model: Any) -> int:
-    return model.get_input_embeddings().num_embeddings
-
-
-def check_vocabulary(model: Any, rows: Iterable[Sequence[int]]) -> None:
-    """Raise ConfigError when token ids of non-empty rows go beyond the model's embeddings."""
-    highest, size = max(max(ids) for ids in rows), vocabulary_size(model)
-    if highest >= size:
-        raise ConfigError(f"the tokenizer gives id {highest}, the model has {size} tokens; they do not fit together")
-
-
 def counting(report: Report | None, stage: str, total: int) -> Progress | None:
     """A callback that adds up finished items and passes the sum on to ``report``."""
     if report is None:
@@ -292,16 +289,3 @@ def item_key(name: str, item: Item, k: float | None, shares: Sequence[float] = (
     """Identity of one piece of work: the same ids, labels and statistics give the same key in every run."""
     content = json.dumps([name, item["input_ids"], item["labels"], k, *shares], separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

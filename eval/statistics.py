@@ -4,7 +4,6 @@ Pure functions: array-likes in, float64 out. NaN in the input gives NaN, unless 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,12 +122,6 @@ def mean_stderr(values: ArrayLike) -> float:
     return float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
 
 
-def run_stderr(accuracies: ArrayLike) -> float:
-    """Standard error over repeated runs as REDI reports it: population standard deviation over sqrt(runs)."""
-    array = vector(accuracies, "accuracies")
-    return float(array.std() / math.sqrt(len(array)))
-
-
 def weighted_mean(values: ArrayLike, sizes: ArrayLike) -> float:
     """Mean of group values weighted by group size (lm-eval's ``weight_by_size``)."""
     array, weights = _grouped(values, sizes)
@@ -153,14 +146,6 @@ def bootstrap_interval(
         (array,), np.mean, confidence_level=confidence, n_resamples=resamples, method="percentile", rng=seed
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def grid_score(values: Sequence[float]) -> float:
-    """NGRPO's score of a pass@k curve: trapezoid over the positions of the k grid, over (points - 1), times 100."""
-    array = vector(values, "values")
-    if len(array) < 2:
-        raise ValueError("a curve needs at least two points")
-    return float(np.trapezoid(array) / (len(array) - 1) * 100)
 
 
 def _grouped(values: ArrayLike, sizes: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,6 @@ from negpo.eval.scoring import (
     ItemStore,
     Progress,
     Report,
-    check_vocabulary,
     counting,
     decode,
     generate_texts,
@@ -39,7 +38,7 @@ from negpo.eval.tofu_metrics import (
     truth_ratios,
 )
 from negpo.eval.tofu_rows import add_generations, add_losses, blank_rows
-from negpo.reference.hashing import hash_model
+from negpo.models import check_vocabulary, hash_model
 
 __all__ = ["RetainLog", "TofuData", "TofuResult", "TofuSettings", "evaluate_tofu", "load_tofu"]
 

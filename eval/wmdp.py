@@ -20,8 +20,9 @@ from negpo.errors import ConfigError
 from negpo.eval.choice_tasks import LETTERS, SIZES, ChoiceData, load_choices, write_definitions
 from negpo.eval.manifest import build_manifest
 from negpo.eval.result import EvalResult
-from negpo.eval.scoring import ItemStore, Report, check_vocabulary, counting, evaluating
+from negpo.eval.scoring import ItemStore, Report, counting
 from negpo.eval.statistics import binomial_interval, mean_stderr, pooled_stderr, weighted_mean
+from negpo.models import check_vocabulary, evaluating
 
 __all__ = ["ChoiceData", "ChoiceSettings", "evaluate_choices", "load_choices"]
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from negpo.data.collate import pad_batch
 from negpo.data.qa import IGNORE, Item
 from negpo.errors import ConfigError
-from negpo.eval.scoring import Batching, check_vocabulary, evaluating
-from negpo.logprobs.head import head_of, unwrap
+from negpo.eval.scoring import Batching
+from negpo.logprobs.head import head_of
 from negpo.logprobs.softmax import RunningSoftmax
 from negpo.logprobs.tiles import LogitMap, TiledHead, compute_dtype, label_overlap, label_rows
+from negpo.models import check_vocabulary, evaluating, unwrap
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f")
 

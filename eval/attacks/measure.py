@@ -12,13 +12,13 @@ from negpo.eval.metrics import rouge_recall
 from negpo.eval.scoring import (
     Batching,
     Report,
-    check_vocabulary,
     counting,
     decode,
     generate_texts,
     pad_token,
     score_items,
 )
+from negpo.models import check_vocabulary
 
 UNCUT = 1 << 24  # encode_qa's limit is lifted: cutting a prompt at its end would cut the question off
 ROUGE, PROBABILITY = "rougeL_recall", "answer_probability"

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from negpo.data.collate import pad_batch
 from negpo.data.qa import QATemplate
 from negpo.eval.attacks.base import AttackData, AttackResult, Stopwatch, conclude, curve
 from negpo.eval.attacks.measure import PROBABILITY, ROUGE, Ask, Asker, check, not_finite, probability, settings_of
 from negpo.eval.metrics import rouge_recall
-from negpo.eval.scoring import Batching, Report, check_vocabulary, counting, decode, evaluating, pad_token
+from negpo.eval.scoring import Batching, Report, counting, decode, pad_token
+from negpo.models import check_vocabulary, evaluating
 
 MASS, WITHIN = "sequence_probability", "said_within_n"
 
@@ -139,7 +139,7 @@ def tempered(
         items = [asks[place].item for place in places]
         batch = pad_batch(items, pad_token(tokenizer, model), side=batching.padding_side)
         ids, mask, labels = (batch[key].to(device) for key in ("input_ids", "attention_mask", "labels"))
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             scored = model_token_logprobs(model, ids, mask, labels, temperature=temperature)
         sums, counts = scored.logps.double().sum(1).tolist(), scored.mask.sum(1).tolist()
         for place, total, count in zip(places, sums, counts, strict=True):

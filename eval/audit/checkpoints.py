@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from negpo.errors import ConfigError
-from negpo.eval.manifest import checkpoint_tensors, equal_weights, local_checkpoint, tokenizer_hash
+from negpo.models import checkpoint_tensors, equal_weights, hash_tokenizer, load_tokenizer, local_checkpoint
 
 SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 NOT_IDENTITY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
@@ -47,8 +47,6 @@ class Checkpoint:
 
 def inspect_checkpoint(name: str, label: str | None = None) -> Checkpoint:
     """Read hashes, configuration and tokenizer of a folder or Hub id. ConfigError when one of them is not there."""
-    from transformers import AutoTokenizer
-
     folder = local_checkpoint(name)
     tensors = checkpoint_tensors(folder)
     if not tensors:
@@ -59,11 +57,8 @@ def inspect_checkpoint(name: str, label: str | None = None) -> Checkpoint:
         raise ConfigError(f"{name} holds no config.json; merge an adapter into its base model first") from None
     except ValueError as error:
         raise ConfigError(f"{folder / 'config.json'} is not readable as JSON: {error}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer of {name} could not be loaded: {error}") from error
-    return Checkpoint(label or name, name, folder, tensors, config, tokenizer, tokenizer_hash(tokenizer))
+    tokenizer = load_tokenizer(name)
+    return Checkpoint(label or name, name, folder, tensors, config, tokenizer, hash_tokenizer(tokenizer))
 
 
 def check_family(models: Sequence[Checkpoint], target: Checkpoint, retain: Checkpoint) -> dict[str, list[str]]:
@@ -88,16 +83,6 @@ def check_family(models: Sequence[Checkpoint], target: Checkpoint, retain: Check
         ]
         for model in models
     }
-
-
-def check_vocabulary_of(model: Checkpoint, rows: Sequence[Sequence[int]]) -> None:
-    """Raise ConfigError when encoded rows hold ids beyond the vocabulary size that ``config.json`` states."""
-    highest, size = max(max(ids) for ids in rows), model.shape["vocab_size"]
-    if size is not None and highest >= size:
-        raise ConfigError(
-            f"{model.name}: its tokenizer gives id {highest}, its model has {size} tokens; they do not fit together. "
-            "Save the tokenizer that the model was trained with into its folder"
-        )
 
 
 def _check_same_family(role: str, model: Checkpoint, target: Checkpoint) -> None:

@@ -19,11 +19,12 @@ from negpo.eval.audit.settings import AuditSettings
 from negpo.eval.audit.sharding import Ranks
 from negpo.eval.audit.stages import Stages
 from negpo.eval.mia import Scores, attack_scores
-from negpo.eval.scoring import Report, check_vocabulary, decode
+from negpo.eval.scoring import Report, decode
 from negpo.eval.tofu_data import TofuData
 from negpo.eval.tofu_items import Answer, Encoder, Prompt
 from negpo.eval.tofu_metrics import Rows
 from negpo.eval.tofu_rows import add_generations, add_losses, blank_rows
+from negpo.models import check_vocabulary
 
 Role = Literal["model", "target", "retain"]
 MEMBERS = ("forget", "holdout")

@@ -91,11 +91,19 @@ def numbers_of(measured: Measured, retain: Measured, plan: Plan, resampler: Resa
 
 
 def roc_points(forget: np.ndarray, holdout: np.ndarray) -> list[tuple[float, float]]:
-    """(false positive rate, true positive rate) along all thresholds: a forget row is found when it scores below."""
-    points = [(0.0, 0.0)]
-    for threshold in np.unique(np.concatenate([forget, holdout])):
-        points.append((float((holdout <= threshold).mean()), float((forget <= threshold).mean())))
-    return points
+    """(false positive rate, true positive rate) where the curve bends: a forget row is found when it scores below.
+
+    A single point of NaN where a score is not a number.
+    """
+    from scipy.stats import rankdata
+    from sklearn.metrics import roc_curve
+
+    scores = np.concatenate([forget, holdout])
+    if np.isnan(scores).any():  # no threshold tells them apart
+        return [(math.nan, math.nan)]
+    order = rankdata(scores, method="dense")  # infinite scores are ordinary ranks
+    rates = roc_curve(np.r_[np.ones(len(forget)), np.zeros(len(holdout))], -order)
+    return [(float(x), float(y)) for x, y in zip(*rates[:2], strict=True)]
 
 
 def ks_p_value(distance: float, n: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from negpo.eval.attacks import ATTACKS
 from negpo.eval.audit.attacks import line_kind
-from negpo.eval.audit.checkpoints import Checkpoint, check_family, check_vocabulary_of, inspect_checkpoint
+from negpo.eval.audit.checkpoints import Checkpoint, check_family, inspect_checkpoint
 from negpo.eval.audit.lines import GROUPS, KINDS, judge
 from negpo.eval.audit.measure import Loader, Measured, Plan, Role, measure
 from negpo.eval.audit.numbers import MIA, QUICK_METRICS, STANDARD_METRICS, numbers_of
@@ -21,6 +21,7 @@ from negpo.eval.manifest import versions
 from negpo.eval.scoring import Report
 from negpo.eval.tofu_data import PREFIX, TofuData
 from negpo.eval.tofu_metrics import MEMBERSHIP
+from negpo.models import check_complete, check_vocabulary
 
 STAGES = "stages"
 
@@ -72,7 +73,9 @@ def run_audit(
     warnings = check_family(checkpoints, before, control)
     plan = Plan.make(data, before.tokenizer, settings, before.name)
     for checkpoint in (before, control, *checkpoints):
-        check_vocabulary_of(checkpoint, plan.encoded)
+        check_vocabulary(checkpoint.shape["vocab_size"], plan.encoded, name=checkpoint.name)
+    for checkpoint in (before, control, *checkpoints):
+        check_complete(checkpoint.name)
 
     def run(checkpoint: Checkpoint, role: Role) -> Measured:
         folder = out / STAGES / checkpoint.sha256[:12]

@@ -1,9 +1,10 @@
-"""Finished stages on disk: what is there under the same identity is not computed again."""
+"""Finished stages on disk: what is there under the same identity, and still sealed, is not computed again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,17 +14,28 @@ from typing import Any
 
 import negpo
 from negpo.data.io import atomic_write_json, strict
+from negpo.data.seal import opened, sealed
 from negpo.eval.audit.sharding import Ranks
 
-MEASURING = ("eval", "eval/attacks", "logprobs", "data")  # packages whose source decides the stored values
+logger = logging.getLogger(__name__)
+MEASURING = ("eval", "logprobs", "data", "rollout", "models.py")  # packages and modules that decide the stored values
 
 
 @cache
 def code_sha256() -> str:
     """SHA-256 over the source that measures; part of every identity, so new code never meets old values."""
-    package = Path(negpo.__file__).parent
-    files = sorted(path for folder in MEASURING for path in (package / folder).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return source_sha256(Path(negpo.__file__).parent)
+
+
+def source_sha256(package: Path) -> str:
+    """SHA-256 over names and contents of all Python files of :data:`MEASURING` below ``package``, at any depth."""
+    places = [package / name for name in MEASURING]
+    files = [path for place in places for path in (place.rglob("*.py") if place.is_dir() else [place])]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass
@@ -65,11 +77,11 @@ class Stages:
 
     def _stored(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """What rank 0 finds, on every rank."""
-        return self.ranks.from_main(_read(self._path(name, settings)[0]) if self.ranks.main else None)
+        return self.ranks.from_main(_read(*self._path(name, settings)) if self.ranks.main else None)
 
     def _keep(self, name: str, settings: Mapping[str, Any], value: Any, seconds: float) -> dict[str, Any]:
         path, identity = self._path(name, settings)
-        content = {"identity": identity, "value": value, "seconds": seconds}
+        content = sealed({"identity": identity, "value": value, "seconds": seconds})
         if self.ranks.main:
             atomic_write_json(path, content, indent=None)
         return content
@@ -88,8 +100,15 @@ def _timed(compute: Callable[[str], Any]) -> Callable[[str], tuple[Any, float]]:
     return timed
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The stage's content; None, and a warning, for a file that is not what was written: it is computed again."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # files are written in one piece: an unreadable one is not ours to trust
+        content = opened(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
         return None
+    except ValueError:
+        content = None
+    if content is None or content.get("identity") != identity:
+        logger.warning("%s was changed after it was written, or is damaged: this stage is computed again", path)
+        return None
+    return content

@@ -149,7 +149,7 @@ def _model(name: str) -> tuple[Any, str]:
     import hashlib
     import json
 
-    from negpo.eval.manifest import checkpoint_tensors, local_checkpoint
+    from negpo.models import checkpoint_tensors, local_checkpoint
     from negpo.trainers._model import load_tokenizer
 
     tensors = json.dumps(checkpoint_tensors(local_checkpoint(name)), sort_keys=True)

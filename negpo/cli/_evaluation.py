@@ -3,8 +3,6 @@
 import argparse
 from typing import Any
 
-from negpo.errors import ConfigError
-
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
@@ -12,17 +10,14 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(name: str, args: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and tokenizer, on the device. ConfigError when they cannot be loaded."""
+    """Model and tokenizer, on the device. ConfigError when they cannot be loaded, or are not whole."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from negpo.models import load_causal_lm, load_tokenizer
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name!r} could not be loaded as a causal language model: {error}") from error
-    return model.to(device).eval(), tokenizer
+    tokenizer = load_tokenizer(name)
+    return load_causal_lm(name, dtype=args.dtype).to(device).eval(), tokenizer
 
 
 class Bars:

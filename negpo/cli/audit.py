@@ -134,16 +134,11 @@ def _settings(args: argparse.Namespace) -> "AuditSettings":
 def _load(checkpoint: "Checkpoint", args: argparse.Namespace, local_rank: int) -> Any:
     """The model on this process's device. ConfigError when its files do not fit together."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # ours is the one to look at
+    from negpo.models import load_causal_lm
+
     device = args.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=args.dtype)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: weights of other sizes than the configuration
-        raise ConfigError(f"{checkpoint.name} could not be loaded as a causal language model: {error}") from error
-    return model.to(device).eval()
+    return load_causal_lm(checkpoint.name, dtype=args.dtype).to(device).eval()
 
 
 class _Progress:

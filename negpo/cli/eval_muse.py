@@ -55,8 +55,9 @@ def run_muse(args: argparse.Namespace) -> int:
         raise ConfigError("--is-retain is about one model; use --model instead of --checkpoints")
     if args.checkpoints and len(set(args.checkpoints)) < len(args.checkpoints):
         raise ConfigError("--checkpoints names a checkpoint twice; give one per fold")
-    from negpo.eval.manifest import local_checkpoint, refuse_unchanged
+    from negpo.eval.manifest import refuse_unchanged
     from negpo.eval.muse import load_muse
+    from negpo.models import local_checkpoint
 
     settings = _settings(args)
     retain = _given_retain(args)
@@ -116,11 +117,13 @@ def _measure(args, model_name: str, data, settings, retain, out: Path) -> "MuseR
 
 def _run_folds(args: argparse.Namespace, data: "MuseData", settings: "MuseSettings", retain: Any) -> int:
     from negpo.eval.muse_folds import HEADLINE, fold_rows, save_folds
+    from negpo.report.muse_folds import draw_folds
 
     results = {}
     for fold, model in enumerate(args.checkpoints, start=1):
         results[model] = _measure(args, model, data, settings, retain, args.out / f"fold_{fold}")
     rows = fold_rows(results)
+    draw_folds(rows, HEADLINE, args.out)
     path = save_folds(rows, args.out)
     _show_folds(rows, HEADLINE, path)
     return 0

@@ -74,8 +74,9 @@ def _evaluate(
     args: argparse.Namespace, name: str, kind: str | None, notes: list[str], problems: list[Problem], card: Protocol
 ) -> int:
     from negpo.eval.reasoning import ReasoningRun
+    from negpo.models import load_tokenizer
 
-    tokenizer = _tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model)
     manifest = _manifest(args, tokenizer, notes)
     card.render(tokenizer, problems[0].question)  # a template that is missing shows now, not after loading
     engine = _engine(args, tokenizer)
@@ -90,31 +91,18 @@ def _evaluate(
     return 0
 
 
-def _tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    from negpo.errors import ConfigError
-
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no tokenizer could be loaded from {model!r}: {error}. Give a folder that holds tokenizer.json beside the "
-            "weights, or a Hub id"
-        ) from error
-
-
 def _manifest(args: argparse.Namespace, tokenizer: Any, notes: list[str]) -> dict[str, Any]:
     import hashlib
     import json
 
-    from negpo.eval.manifest import checkpoint_tensors, local_checkpoint, tokenizer_hash, versions
+    from negpo.eval.manifest import versions
+    from negpo.models import checkpoint_tensors, hash_tokenizer, local_checkpoint
 
     tensors = json.dumps(checkpoint_tensors(local_checkpoint(args.model)), sort_keys=True)
     return {
         "model": hashlib.sha256(tensors.encode()).hexdigest(),
         "model_name": args.model,
-        "tokenizer": tokenizer_hash(tokenizer),
+        "tokenizer": hash_tokenizer(tokenizer),
         "data_notes": notes,
         "versions": versions(),
     }
@@ -122,7 +110,7 @@ def _manifest(args: argparse.Namespace, tokenizer: Any, notes: list[str]) -> dic
 
 def _engine(args: argparse.Namespace, tokenizer: Any) -> RolloutEngine:
     from negpo.errors import ConfigError
-    from negpo.eval.manifest import local_checkpoint
+    from negpo.models import local_checkpoint
     from negpo.rollout import make_engine
 
     if args.engine == "vllm-server":

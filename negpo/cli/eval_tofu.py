@@ -53,8 +53,9 @@ def run_tofu(args: argparse.Namespace) -> int:
             "forget quality compares with a model that never saw the forget set, and none was given. Pass --retain-log "
             "FILE or --retain-model NAME, or --is-retain if --model is that model"
         )
-    from negpo.eval.manifest import local_checkpoint, refuse_unchanged
+    from negpo.eval.manifest import refuse_unchanged
     from negpo.eval.tofu import RetainLog, evaluate_tofu, load_tofu
+    from negpo.models import local_checkpoint
 
     settings = _settings(args)
     log = RetainLog.load(args.retain_log, forget=args.forget, mode=args.mode) if args.retain_log else None

@@ -110,15 +110,6 @@ def repair_jsonl(path: Path) -> None:
             file.write(b"\n")
 
 
-def inside(folder: str | os.PathLike, name: str) -> Path:
-    """``folder/name`` for a name that came from data. Raises DataError when it would leave the folder."""
-    root = Path(folder).resolve()
-    path = (root / name).resolve()
-    if path == root or not path.is_relative_to(root):
-        raise DataError(f"the name {name!r} points outside {root}; use a plain file name", file=str(folder))
-    return path
-
-
 def strict(value: Any) -> Any:
     """A copy of ``value`` that is strict JSON: plain containers, and strings for NaN and infinities."""
     if isinstance(value, dict):

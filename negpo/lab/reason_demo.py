@@ -117,10 +117,11 @@ def evaluate(engine_name: str, lab: ArithmeticLabPaths, folder: Path, samples: i
     import torch
     from transformers import AutoTokenizer
 
-    from negpo.eval.manifest import tokenizer_hash, versions
+    from negpo.eval.manifest import versions
     from negpo.eval.problems import custom_benchmark, read_problems
     from negpo.eval.protocols import find_protocol
     from negpo.eval.reasoning import ReasoningRun
+    from negpo.models import hash_tokenizer
     from negpo.rewards import VerifierPool
     from negpo.rollout import make_engine
 
@@ -130,7 +131,7 @@ def evaluate(engine_name: str, lab: ArithmeticLabPaths, folder: Path, samples: i
     tokenizer = AutoTokenizer.from_pretrained(lab.model)
     card = find_protocol("lab").with_overrides(n=samples)
     manifest = {"model_name": "arithmetic lab", "model": lab.root.name, "versions": versions()}
-    manifest |= {"tokenizer": tokenizer_hash(tokenizer)}
+    manifest |= {"tokenizer": hash_tokenizer(tokenizer)}
     engine = make_engine(engine_name, str(lab.model), tokenizer)
     pool = VerifierPool(workers=VERIFIER_WORKERS)
     try:

@@ -114,17 +114,18 @@ def evaluate(model: Any, tokenizer: Any, lab: ArithmeticLabPaths, plan: Plan, fo
     `logp` and `tokens` are means over the problem's samples: log-prob of a sample in nats and its length. The folder
     holds a complete reasoning run, for `negpo report`.
     """
-    from negpo.eval.manifest import tokenizer_hash, versions
+    from negpo.eval.manifest import versions
     from negpo.eval.problems import custom_benchmark, read_problems
     from negpo.eval.protocols import find_protocol
     from negpo.eval.reasoning import ReasoningRun
+    from negpo.models import hash_tokenizer
     from negpo.rewards import default_pool
     from negpo.rollout.transformers_engine import TransformersEngine
 
     bench, source = custom_benchmark(lab.benchmark)
     problems = read_problems(source, bench)[: plan.problems]
     manifest: dict[str, Any] = {"model_name": folder.parent.name, "model": f"{lab.root.name}/{folder.parent.name}"}
-    manifest |= {"versions": versions(), "tokenizer": tokenizer_hash(tokenizer)}
+    manifest |= {"versions": versions(), "tokenizer": hash_tokenizer(tokenizer)}
     summary = ReasoningRun(
         TransformersEngine(model, tokenizer, max_rows=EVALUATION_ROWS),
         tokenizer,

@@ -106,11 +106,11 @@ class Probe:
 
     def score(self, model: Any) -> np.ndarray:
         """(N,) log-prob of every answer in nats, in the order of `answers`; float64."""
-        from negpo.rollout.decoding import decoding_mode
+        from negpo.models import evaluating
 
         order = sorted(range(len(self.answers)), key=lambda index: len(self.answers[index].ids))
         scores = np.empty(len(order))
-        with decoding_mode(model):
+        with evaluating(model):
             for start in range(0, len(order), PROBE_BATCH):
                 part = order[start : start + PROBE_BATCH]
                 scores[part] = self._score_batch(model, [self.answers[index] for index in part])

@@ -28,25 +28,19 @@ def score_rows(
     processes): each scores every so-many-th batch. All run the same number of forwards, as split weights demand; the
     rows of a forward that only keeps step come twice.
     """
-    import torch
-
     from negpo.data.collate import pad_batch
     from negpo.logprobs import model_token_logprobs
+    from negpo.models import evaluating
 
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in _share_of(list(_length_sorted(rows, tokens_per_batch)), *share):
-            padded = pad_batch([rows[i] for i in batch], pad_id)
-            inputs: dict[str, Any] = {name: value.to(device) for name, value in padded.items()}
-            with torch.no_grad():
-                out = model_token_logprobs(model, **inputs)
-            logps, mask = out.logps.float().cpu(), out.mask.cpu()
-            for i, row in enumerate(batch):
-                yield row, logps[i][mask[i]].numpy()
-    finally:
-        model.train(was_training)
+    for batch in _share_of(list(_length_sorted(rows, tokens_per_batch)), *share):
+        padded = pad_batch([rows[i] for i in batch], pad_id)
+        inputs: dict[str, Any] = {name: value.to(device) for name, value in padded.items()}
+        with evaluating(model):  # not around the loop: whoever takes these values may train in between
+            out = model_token_logprobs(model, **inputs)
+        logps, mask = out.logps.float().cpu(), out.mask.cpu()
+        for i, row in enumerate(batch):
+            yield row, logps[i][mask[i]].numpy()
 
 
 def _share_of(batches: list[list[int]], process: int, processes: int) -> list[list[int]]:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from negpo.errors import ConfigError
-from negpo.rollout.weights import gathered, iter_weights
+from negpo.models import gathered
+from negpo.rollout.weights import iter_weights
 
 PREFIX = "base_model.model."
 
@@ -100,7 +101,7 @@ def iter_factors(model: nn.Module) -> Iterator[Factors]:
         if name not in layer.r:
             continue
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        with gathered([a, b]):
+        with gathered(a, b):
             yield Factors(path, _plain(a), _plain(b) * layer.scaling[name])
 
 

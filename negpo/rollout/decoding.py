@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from negpo.models import evaluating as decoding_mode  # noqa: F401 (trainers still import it from here)
 from negpo.rollout.base import EngineError, Request, Sample, Sampling
 from negpo.rollout.sampling import draw, uniforms
 
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROWTH = 64  # spare cache columns per reallocation: a copy every 64 tokens instead of every token
-
-
-@contextlib.contextmanager
-def decoding_mode(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; afterwards exactly the modules that were training train again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class Rows:

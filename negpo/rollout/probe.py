@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from negpo.models import evaluating, unwrap
 from negpo.rollout.base import RolloutEngine, StaleWeightsError, SyncReport
-from negpo.rollout.decoding import decoding_mode
-from negpo.rollout.weights import unwrap
 
 # Largest |engine - trainer| of a token's log-prob, in nats; the mean may reach a fifth of it. Unlikely random tokens
 # have logits of -15 and more, of which bfloat16 keeps 8 bits.
@@ -90,6 +89,6 @@ def score_tokens(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[l
     longest = max(map(len, sequences))
     ids = torch.tensor([list(s) + [0] * (longest - len(s)) for s in sequences], device=device)
     mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=device)
-    with decoding_mode(model):
+    with evaluating(model):
         scored = model_token_logprobs(model, ids, mask, ids.masked_fill(mask == 0, -100))
     return [row[: len(s) - 1].tolist() for row, s in zip(scored.logps, sequences, strict=True)]

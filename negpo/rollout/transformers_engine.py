@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from negpo.errors import ConfigError
+from negpo.models import evaluating, unwrap
 from negpo.rollout.attention import grouped_attention
 from negpo.rollout.base import (
     Collector,
@@ -30,9 +31,9 @@ from negpo.rollout.base import (
     name_requests,
     plan_requests,
 )
-from negpo.rollout.decoding import Rows, decoding_mode
+from negpo.rollout.decoding import Rows
 from negpo.rollout.probe import Probe, score_tokens
-from negpo.rollout.weights import copy_weights, iter_weights, unwrap
+from negpo.rollout.weights import copy_weights, iter_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,7 +102,7 @@ class TransformersEngine:
         max_rows, failures = self.max_rows, 0
         while collector.open:
             try:
-                with decoding_mode(self.model), grouped_attention(self._config):
+                with evaluating(self.model), grouped_attention(self._config):
                     for batch in self._batches(collector.open, sampling, max_rows):
                         self._decode(batch, sampling, collector)
                         failures = 0

@@ -6,7 +6,6 @@ absolute weight after 100 syncs of a tiny model). Here W + scale * B A is a new 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,18 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from negpo.errors import ConfigError
-
-
-def unwrap(model: nn.Module) -> Any:
-    """The transformers module inside DDP, DeepSpeed, torch.compile and PEFT wrappers.
-
-    Typed `Any` like the PEFT layers below: neither library types the attributes of its modules.
-    """
-    from accelerate.utils import extract_model_from_parallel
-    from peft import PeftModel
-
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+from negpo.models import full, gathered, unwrap
 
 
 @torch.no_grad()
@@ -50,10 +38,9 @@ def iter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         seen.add(id(sources[0]))
         if not sources[0].is_floating_point():
             raise ConfigError(f"{name} is quantised ({sources[0].dtype}); engines need a floating-point base model.")
-        with gathered(sources):
+        with gathered(*sources):
             merged = combine()
-            # FSDP2 shards are DTensors
-            yield name, merged.full_tensor() if hasattr(merged, "full_tensor") else merged.detach()
+            yield name, full(merged.detach())  # FSDP2 shards are DTensors
 
 
 class Counted:
@@ -153,15 +140,3 @@ def _active_copy(wrapper: Any) -> nn.Module:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-@contextlib.contextmanager
-def gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """All ranks' shards together while inside, for parameters partitioned by ZeRO-3."""
-    if not any(hasattr(p, "ds_id") for p in parameters):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(parameters)):
-        yield

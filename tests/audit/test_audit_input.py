@@ -96,6 +96,24 @@ def test_a_folder_without_weights_or_configuration_is_named(world, altered, tmp_
     refused(world, "holds no safetensors", tmp_path, model=folder)
 
 
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_anything_is_measured(world, altered, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = altered("gone")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("0.mlp.up_proj.weight"))
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(world, f"lacks 1 of the model's tensors .*{name}", tmp_path, model=folder)
+
+
+def test_a_folder_without_its_tokenizer_is_refused(world, altered, tmp_path):
+    folder = altered("gone")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    refused(world, "turns text into nothing: its files are missing", tmp_path, model=folder)
+
+
 @pytest.mark.parametrize("other", ["holdout", "retain"])
 def test_rows_of_the_forget_set_in_another_set_are_named_by_row(world, tmp_path, other):
     forget = load_audit_data(world.data).sets["forget"]

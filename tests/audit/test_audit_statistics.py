@@ -85,6 +85,15 @@ def test_a_roc_curve_encloses_the_auc_it_belongs_to():
     assert np.trapezoid(y, x) == pytest.approx(roc_auc(forget, holdout), abs=1e-12)
 
 
+def test_a_roc_curve_ranks_infinities_and_tied_scores_and_shows_nothing_for_nan():
+    """Every bend is one of the points along all thresholds, counted one by one."""
+    forget, holdout = np.array([-np.inf, 0.0, 0.0, 2.0]), np.array([0.0, 1.0, np.inf])
+    along = [(0.0, 0.0)] + [((holdout <= t).mean(), (forget <= t).mean()) for t in (-np.inf, 0, 1, 2, np.inf)]
+    assert set(roc_points(forget, holdout)) <= {(float(x), float(y)) for x, y in along}
+    assert np.trapezoid(*np.array(roc_points(forget, holdout)).T[::-1]) == pytest.approx(roc_auc(forget, holdout))
+    assert np.isnan(roc_points(np.array([np.nan, 1.0]), holdout)).all()
+
+
 def test_the_retain_model_passes_every_rule_against_itself_and_the_target_fails():
     retain, target = RNG.uniform(0.0, 0.3, 60), RNG.uniform(0.8, 1.0, 60)
     for rule in ("leak", "equal"):

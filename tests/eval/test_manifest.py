@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 
 from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError
-from negpo.eval.manifest import build_manifest, checkpoint_tensors, local_checkpoint, refuse_unchanged, tokenizer_hash
+from negpo.eval.manifest import build_manifest, refuse_unchanged
+from negpo.models import checkpoint_tensors, hash_tokenizer, local_checkpoint
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_the_hash_sees_weights_template_and_settings_and_nothing_else(manifest, 
 
 
 def test_the_tokenizer_hash_is_stable(tiny_tokenizer):
-    assert tokenizer_hash(tiny_tokenizer) == tokenizer_hash(tiny_tokenizer)
+    assert hash_tokenizer(tiny_tokenizer) == hash_tokenizer(tiny_tokenizer)
 
 
 def save(folder, tensors, shards=1):

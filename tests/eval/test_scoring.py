@@ -169,6 +169,19 @@ def test_a_store_of_another_measurement_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_result_that_was_changed_by_hand_is_computed_again(make_model, items, tmp_path, caplog):
+    model, path = make_model(), tmp_path / "items.jsonl"
+    expected = sc.score_items(model, items[:3], 0, batching=ONE_BY_ONE, store=sc.ItemStore(path, "abc"))
+    lines = path.read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "nll": 0.0})
+    path.write_text("\n".join(lines) + "\n")
+    store = sc.ItemStore(path, "abc")
+    assert len(store.rows) == 2
+    assert "1 lines were changed after they were written" in caplog.text
+    assert_same(expected, sc.score_items(model, items[:3], 0, batching=ONE_BY_ONE, store=store))
+    assert len(sc.ItemStore(path, "abc").rows) == 3
+
+
 def test_a_damaged_line_in_the_middle_of_a_store_is_named(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps({"manifest": "abc"}) + '\n{"key"\n{"key": "k"}\n')

@@ -286,7 +286,8 @@ def test_paraphrased_questions_can_be_asked(model, tiny_tokenizer, data):
     changed = evaluate_tofu(model, tiny_tokenizer, data, settings)
     plain = evaluate_tofu(model, tiny_tokenizer, data, TofuSettings(generate=False))
     assert changed["forget_Q_A_Prob"] != plain["forget_Q_A_Prob"]
-    assert changed["ra_Truth_Ratio"] == plain["ra_Truth_Ratio"]
+    # other batches, other rounding: equal to float32's last digits only
+    assert changed["ra_Truth_Ratio"] == pytest.approx(plain["ra_Truth_Ratio"], rel=1e-5)
 
 
 @pytest.mark.parametrize("forget", ["forget01", "forget05", "forget10"])

@@ -76,6 +76,17 @@ def test_a_tokenizer_of_another_model_is_refused(checkpoints, tofu_folder, tmp_p
         run_tofu(args)
 
 
+def test_a_model_folder_without_its_tokenizer_is_refused(checkpoints, tofu_folder, tmp_path):
+    """Every text would become nothing, and forget quality a number about nothing."""
+    bare = copytree(checkpoints / "retain", tmp_path / "bare")
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    args = parse("--model", bare, "--data", tofu_folder, "--is-retain", "--out", tmp_path / "out")
+    with pytest.raises(ConfigError, match="turns text into nothing"):
+        run_tofu(args)
+    assert not (tmp_path / "out").exists()
+
+
 def test_building_the_parser_imports_nothing_heavy():
     code = (
         "import argparse, sys; from negpo.cli.eval_tofu import add_tofu_parser;"

@@ -87,7 +87,7 @@ def test_a_partitioned_parameter_is_gathered_before_it_is_read(monkeypatch):
     model = build_lora(build_model())
     monkeypatch.setattr("negpo.rollout.weights.unwrap", lambda _: model.get_base_model())
     for number, parameter in enumerate(model.parameters()):
-        parameter.ds_id = number
+        parameter.ds_id, parameter.ds_status = number, types.SimpleNamespace(name="NOT_AVAILABLE")
     names = [name for name, _ in iter_weights(model)]
     assert len(gathered) == len(names)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj

@@ -11,7 +11,7 @@ from negpo.errors import ConfigError, DataError
 from negpo.eval.attacks import ATTACKS, AttackData, AttackItem, AttackResult, attack_data, make_attack
 from negpo.eval.scoring import Batching
 from negpo.eval.tofu import load_tofu
-from negpo.reference.hashing import hash_model
+from negpo.models import hash_model
 
 
 def without_time(result: AttackResult) -> dict:

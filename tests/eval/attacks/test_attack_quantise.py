@@ -10,7 +10,7 @@ from torch import nn
 
 from negpo.errors import ConfigError
 from negpo.eval.attacks.quantise import quantise_, round_to_nearest
-from negpo.reference.hashing import hash_model
+from negpo.models import hash_model
 
 
 def test_rounding_agrees_with_a_row_worked_out_by_hand():
