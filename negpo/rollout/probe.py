@@ -3,13 +3,20 @@
 Log-probs see everything an engine does wrong (a stale packed kernel, a wrong rope base), but only above rounding: a
 bfloat16 engine one small step behind looks current. Where an engine shows its layers they are compared as well, which
 catches the small step and names the layer.
+
+Like is compared with like. A trainer under bfloat16 autocast rounds every product, a float32 engine with the same
+weights does not: 0.05 nats apart and both right. So the trainer's weights are scored without autocast, in the dtype in
+which they are stored, and the tolerance is that of the coarser side.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,13 +51,15 @@ class Probe:
             bytes_sent: size of what was handed over, for the report.
 
         Raises:
-            StaleWeightsError: a gap is above the tolerance of the engine's dtype, or a layer differs.
+            StaleWeightsError: a gap is above the tolerance of the coarser dtype, or a layer differs.
         """
         started = time.perf_counter() if started is None else started
-        theirs, ours = engine.score(self.sequences), score_tokens(model, self.sequences)
+        theirs = engine.score(self.sequences)
+        with stored_precision(model):
+            ours = score_tokens(model, self.sequences)
         gaps = torch.tensor([abs(a - b) for x, y in zip(theirs, ours, strict=True) for a, b in zip(x, y, strict=True)])
         layers = engine.stale_layers(model)
-        tolerance = TOLERANCE[engine.dtype]
+        tolerance = max(TOLERANCE[engine.dtype], TOLERANCE[unwrap(model).dtype])
         report = SyncReport(
             max_gap=float(gaps.max()),
             mean_gap=float(gaps.mean()),
@@ -64,6 +73,32 @@ class Probe:
         if layers or not close:
             raise StaleWeightsError(_explain(engine.name, report, layers), layers=layers)
         return report
+
+
+@contextlib.contextmanager
+def stored_precision(model: nn.Module) -> Iterator[None]:
+    """Switch off the autocast that accelerate has wrapped around the model's forward, for the duration.
+
+    The wrapper itself stays, with its hooks (DDP, ZeRO, FSDP): only what runs inside the backbone changes, and the head
+    of negpo.logprobs computes without autocast anyway.
+    """
+    backbone = unwrap(model).base_model
+    inner, device = backbone.forward, next(model.parameters()).device.type
+    own = "forward" in backbone.__dict__
+
+    @functools.wraps(inner)  # transformers inspects the signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return inner(*args, **kwargs)
+
+    backbone.forward = forward
+    try:
+        yield
+    finally:
+        if own:
+            backbone.forward = inner
+        else:
+            del backbone.forward
 
 
 def _explain(engine: str, report: SyncReport, layers: Sequence[str]) -> str:

@@ -234,3 +234,39 @@ def test_a_layer_left_stale_on_purpose_is_refused_by_name(tied, layer, monkeypat
     with pytest.raises(StaleWeightsError, match="does not hold the trainer's weights") as refused:
         engine.sync(trainer)
     assert refused.value.layers == [layer]
+
+
+def test_a_float32_engine_holds_the_weights_of_a_trainer_under_bfloat16_autocast_and_a_stale_layer_is_still_caught(
+    monkeypatch,
+):
+    """Autocast rounds the trainer's products, not its weights: only the weights are compared."""
+    from accelerate import Accelerator
+
+    from negpo.rollout.probe import Probe, stored_precision
+
+    trainer = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(build_model(seed=3))
+    engine = make_engine("transformers", build_model(seed=0))
+    assert engine.sync(trainer).max_gap < 1e-4
+    sequences = Probe.for_model(trainer).sequences
+    rounded = score_tokens(trainer, sequences)
+    with stored_precision(trainer):
+        exact = score_tokens(trainer, sequences)
+    gap = max(abs(a - b) for x, y in zip(rounded, exact, strict=True) for a, b in zip(x, y, strict=True))
+    assert gap > 1e-3, "autocast is back after the proof"
+    trainer.model.layers[1].mlp.up_proj.weight.data.mul_(1.001)
+    monkeypatch.setattr("negpo.rollout.transformers_engine.copy_weights", lambda source, target: 0)
+    with pytest.raises(StaleWeightsError) as refused:
+        engine.sync(trainer)
+    assert refused.value.layers == ["model.layers.1.mlp.up_proj.weight"]
+
+
+@pytest.mark.parametrize("side", [torch.float32, torch.bfloat16])
+def test_a_bfloat16_trainer_is_proven_against_either_dtype_and_a_small_step_is_still_caught(side, monkeypatch):
+    trainer = build_model(seed=3).to(torch.bfloat16)
+    engine = make_engine("transformers", build_model(seed=0).to(side))
+    engine.sync(trainer)
+    trainer.model.layers[0].self_attn.k_proj.weight.data.mul_(1.02)
+    monkeypatch.setattr("negpo.rollout.transformers_engine.copy_weights", lambda source, target: 0)
+    with pytest.raises(StaleWeightsError) as refused:
+        engine.sync(trainer)
+    assert refused.value.layers == ["model.layers.0.self_attn.k_proj.weight"]
