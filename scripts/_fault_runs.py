@@ -160,8 +160,8 @@ def import_everything() -> None:
 
     torch.set_num_threads(1)
     import negpo.rollout.transformers_engine
-    import negpo.trainers._script
-    import negpo.trainers._script_rl
+    import negpo.trainers._script.policy
+    import negpo.trainers._script.unlearn
     import negpo.trainers.npo
     import negpo.trainers.nsr  # noqa: F401
 

@@ -12,7 +12,7 @@ from negpo.data.chunks import chunk_texts
 from negpo.data.io import atomic_write
 from negpo.data.rows import load_rows
 from negpo.eval.muse_data import HUB
-from negpo.trainers._model import load_tokenizer
+from negpo.trainers._run.model import load_tokenizer
 
 
 def main() -> None:

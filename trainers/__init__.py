@@ -11,22 +11,22 @@ METHODS: dict[str, tuple[str, str, str]] = {
 }
 
 # methods whose recipes do not describe forget and retain data: their script
-SCRIPTS = dict.fromkeys(of_family("policy"), "negpo.trainers._script_rl") | dict.fromkeys(
-    of_family("preference"), "negpo.trainers._script_preference"
+SCRIPTS = dict.fromkeys(of_family("policy"), "negpo.trainers._script.policy") | dict.fromkeys(
+    of_family("preference"), "negpo.trainers._script.preference"
 )
 
 _HOMES = {name: module for module, *names in METHODS.values() for name in names} | {
-    "PolicyTrainer": "negpo.trainers._rl_base",
-    "PolicyConfig": "negpo.trainers._rl_config",
-    "UnlearnTrainer": "negpo.trainers._base",
-    "UnlearnConfig": "negpo.trainers._config",
-    "PreferenceTrainer": "negpo.trainers._preference",
-    "PreferenceConfig": "negpo.trainers._preference_config",
-    "DisplacementCallback": "negpo.trainers._displacement",
+    "PolicyTrainer": "negpo.trainers._policy.base",
+    "PolicyConfig": "negpo.trainers._policy.config",
+    "UnlearnTrainer": "negpo.trainers._unlearn.base",
+    "UnlearnConfig": "negpo.trainers._unlearn.config",
+    "PreferenceTrainer": "negpo.trainers._preference.base",
+    "PreferenceConfig": "negpo.trainers._preference.config",
+    "DisplacementCallback": "negpo.trainers._preference.displacement",
     "U2A": "negpo.trainers.u2a",
-    "OverUnlearningCallback": "negpo.trainers._callbacks",
-    "UtilityFloorCallback": "negpo.trainers._callbacks",
-    "run_training": "negpo.trainers._script",
+    "OverUnlearningCallback": "negpo.trainers._run.callbacks",
+    "UtilityFloorCallback": "negpo.trainers._run.callbacks",
+    "run_training": "negpo.trainers._script.unlearn",
 }
 
 __all__ = ["METHODS", "SCRIPTS", *sorted(_HOMES)]

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from negpo.errors import ConfigError
 from negpo.objectives import aft_loss, nll_loss
 from negpo.objectives.aft import VARIANTS
-from negpo.trainers._preference import PreferenceTrainer, Terms
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._preference_data import Scored
+from negpo.trainers._preference.base import PreferenceTrainer, Terms
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._preference.data import Scored
 
 
 @dataclass

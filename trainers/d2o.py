@@ -19,13 +19,13 @@ from negpo.errors import ConfigError, DataError
 from negpo.objectives import d2o_loss
 from negpo.reference import hash_model
 from negpo.rollout import RolloutEngine, Sampling, make_engine
-from negpo.trainers._model import is_peft, load_model
-from negpo.trainers._preference import PreferenceTrainer
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._preference_data import Scored
-from negpo.trainers._reference import Reference
-from negpo.trainers._samples import SampleRequest, cached_draw, draw
-from negpo.trainers._sharding import whole, whole_while_generating
+from negpo.trainers._preference.base import PreferenceTrainer
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._preference.data import Scored
+from negpo.trainers._preference.samples import SampleRequest, cached_draw, draw
+from negpo.trainers._run.model import is_peft, load_model
+from negpo.trainers._run.reference import Reference
+from negpo.trainers._run.sharding import whole, whole_while_generating
 
 SAMPLES_FILE = "d2o_samples.json"
 

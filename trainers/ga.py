@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from negpo.objectives import ga_loss
-from negpo.trainers._base import UnlearnTrainer
-from negpo.trainers._batch import Part
-from negpo.trainers._config import UnlearnConfig
+from negpo.trainers._unlearn.base import UnlearnTrainer
+from negpo.trainers._unlearn.batch import Part
+from negpo.trainers._unlearn.config import UnlearnConfig
 
 
 @dataclass

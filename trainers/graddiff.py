@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from negpo.errors import ConfigError
-from negpo.trainers._config import UnlearnConfig
+from negpo.trainers._unlearn.config import UnlearnConfig
 from negpo.trainers.ga import GradientAscentTrainer
 
 

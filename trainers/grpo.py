@@ -7,8 +7,8 @@ from torch import Tensor
 
 from negpo.errors import ConfigError
 from negpo.objectives import group_advantages
-from negpo.trainers._rl_base import PolicyTrainer
-from negpo.trainers._rl_config import PolicyConfig
+from negpo.trainers._policy.base import PolicyTrainer
+from negpo.trainers._policy.config import PolicyConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {},

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from negpo.errors import ConfigError, DataError
 from negpo.objectives import dpo_loss, kto_loss
-from negpo.trainers._base import UnlearnTrainer
-from negpo.trainers._batch import Part
-from negpo.trainers._config import UnlearnConfig, require_positive
-from negpo.trainers._data import ForgetRetainDataset, IdkRows, encode_rows
+from negpo.trainers._run.config import require_positive
+from negpo.trainers._unlearn.base import UnlearnTrainer
+from negpo.trainers._unlearn.batch import Part
+from negpo.trainers._unlearn.config import UnlearnConfig
+from negpo.trainers._unlearn.data import ForgetRetainDataset, IdkRows, encode_rows
 
 LOSS_TYPES = ("dpo", "kto_log_sigmoid", "kto_sigmoid")
 

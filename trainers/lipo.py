@@ -8,10 +8,10 @@ import torch
 from negpo.data.preference_encode import Group
 from negpo.errors import ConfigError, DataError
 from negpo.objectives import lipo_loss
-from negpo.trainers._config import require_positive
-from negpo.trainers._preference import PreferenceTrainer
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._preference_data import Scored
+from negpo.trainers._preference.base import PreferenceTrainer
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._preference.data import Scored
+from negpo.trainers._run.config import require_positive
 
 
 @dataclass

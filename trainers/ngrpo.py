@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from negpo.objectives import ngrpo_advantages
-from negpo.trainers._rl_base import PolicyTrainer
-from negpo.trainers._rl_config import PolicyConfig
+from negpo.trainers._policy.base import PolicyTrainer
+from negpo.trainers._policy.config import PolicyConfig
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 from negpo.objectives import npo_loss
-from negpo.trainers._base import UnlearnTrainer
-from negpo.trainers._batch import Part
-from negpo.trainers._config import UnlearnConfig, require_positive
+from negpo.trainers._run.config import require_positive
+from negpo.trainers._unlearn.base import UnlearnTrainer
+from negpo.trainers._unlearn.batch import Part
+from negpo.trainers._unlearn.config import UnlearnConfig
 
 
 @dataclass

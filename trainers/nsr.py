@@ -6,8 +6,8 @@ from torch import Tensor
 
 from negpo.errors import ConfigError
 from negpo.objectives import signed_advantages
-from negpo.trainers._rl_base import PolicyTrainer
-from negpo.trainers._rl_config import PolicyConfig
+from negpo.trainers._policy.base import PolicyTrainer
+from negpo.trainers._policy.config import PolicyConfig
 
 PRESETS = {"psr": (1.0, 0.0), "nsr": (0.0, 1.0), "w_reinforce": (0.1, 1.0)}
 

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from negpo.errors import ConfigError
 from negpo.objectives import raft_advantages
-from negpo.trainers._rl_base import PolicyTrainer
-from negpo.trainers._rl_batch import Record
-from negpo.trainers._rl_config import PolicyConfig
+from negpo.trainers._policy.base import PolicyTrainer
+from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.config import PolicyConfig
 
 
 @dataclass

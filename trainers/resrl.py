@@ -12,10 +12,10 @@ from negpo.errors import ConfigError
 from negpo.objectives import group_advantages, resrl_token_weights
 from negpo.rollout.decoding import decoding_mode
 from negpo.rollout.weights import unwrap
-from negpo.trainers import _rl_batch as rows_
-from negpo.trainers._rl_base import PolicyTrainer
-from negpo.trainers._rl_batch import Record
-from negpo.trainers._rl_config import PolicyConfig
+from negpo.trainers._policy import batch as rows_
+from negpo.trainers._policy.base import PolicyTrainer
+from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.config import PolicyConfig
 
 
 @dataclass

@@ -8,9 +8,10 @@ from negpo.errors import ConfigError
 from negpo.logprobs import backbone_hidden
 from negpo.logprobs.head import unwrap
 from negpo.objectives import rmu_control_vector, rmu_loss
-from negpo.trainers._base import UnlearnTrainer
-from negpo.trainers._batch import concatenate
-from negpo.trainers._config import UnlearnConfig, require_positive
+from negpo.trainers._run.config import require_positive
+from negpo.trainers._unlearn.base import UnlearnTrainer
+from negpo.trainers._unlearn.batch import concatenate
+from negpo.trainers._unlearn.config import UnlearnConfig
 
 
 @dataclass

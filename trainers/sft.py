@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from negpo.errors import ConfigError
 from negpo.objectives import nll_loss
-from negpo.trainers._preference import PreferenceTrainer
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._preference_data import Scored
+from negpo.trainers._preference.base import PreferenceTrainer
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._preference.data import Scored
 
 
 @dataclass

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from negpo.objectives import simpo_loss
-from negpo.trainers._config import require_positive
-from negpo.trainers._preference import PreferenceTrainer
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._preference_data import Scored
+from negpo.trainers._preference.base import PreferenceTrainer
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._preference.data import Scored
+from negpo.trainers._run.config import require_positive
 
 
 @dataclass

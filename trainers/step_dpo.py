@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from negpo.data.step_dpo import cut_at_pit
-from negpo.trainers._preference_config import PreferenceConfig
+from negpo.trainers._preference.config import PreferenceConfig
 from negpo.trainers.dpo import DPOConfig, DPOTrainer
 
 

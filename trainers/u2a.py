@@ -30,10 +30,10 @@ from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError, DataError
 from negpo.logprobs import model_token_logprobs
 from negpo.objectives import dpo_loss, ga_loss, u2a_scores, u2a_update_weights
-from negpo.trainers._base import UnlearnTrainer
-from negpo.trainers._batch import Part
-from negpo.trainers._data import check_rows, encode_rows
-from negpo.trainers._preference_data import PreferenceDataset, Scored, collate
+from negpo.trainers._preference.data import PreferenceDataset, Scored, collate
+from negpo.trainers._unlearn.base import UnlearnTrainer
+from negpo.trainers._unlearn.batch import Part
+from negpo.trainers._unlearn.data import check_rows, encode_rows
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from negpo.errors import ConfigError
 from negpo.objectives import satimp_loss, tnpo_loss, wga_loss
-from negpo.trainers._base import UnlearnTrainer
-from negpo.trainers._batch import Part
-from negpo.trainers._config import UnlearnConfig
+from negpo.trainers._unlearn.base import UnlearnTrainer
+from negpo.trainers._unlearn.batch import Part
+from negpo.trainers._unlearn.config import UnlearnConfig
 
 # published beta of each weighting; SatImp has beta1 and beta2 instead
 DEFAULT_BETA = {"wga": 1.0, "tnpo": 4.0, "wtnpo": 4.0, "satimp": None}

@@ -16,10 +16,10 @@ from torch import Tensor
 from negpo.logprobs import LogprobBatch, model_token_logprobs
 from negpo.logprobs.shared import choose_shared_layout
 from negpo.objectives import n_pair_loss, position_weighted_mean
-from negpo.trainers._config import require_positive
-from negpo.trainers._preference import PreferenceTrainer
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._preference_data import Scored
+from negpo.trainers._preference.base import PreferenceTrainer
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._preference.data import Scored
+from negpo.trainers._run.config import require_positive
 
 
 @dataclass

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 a negative answer, 2 an error the user can act on, 130 an interrupt, 143 a
-    training that wrote its checkpoint after SIGTERM (124: one that hung, see ``negpo.trainers._watch``)."""
+    training that wrote its checkpoint after SIGTERM (124: one that hung, see ``negpo.trainers._run.hang_watch``)."""
     parser = build_parser()
     args, extra = parser.parse_known_args(argv)
     if extra and args.command not in TAKES_CONFIG_FLAGS:

@@ -150,7 +150,7 @@ def _model(name: str) -> tuple[Any, str]:
     import json
 
     from negpo.models import checkpoint_tensors, local_checkpoint
-    from negpo.trainers._model import load_tokenizer
+    from negpo.trainers._run.model import load_tokenizer
 
     tensors = json.dumps(checkpoint_tensors(local_checkpoint(name)), sort_keys=True)
     return load_tokenizer(name, None), hashlib.sha256(tensors.encode()).hexdigest()

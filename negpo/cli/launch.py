@@ -3,7 +3,7 @@
 The rest of the command line is handed to ``accelerate launch`` with a shipped configuration, in this process: what it
 starts is ``python -m negpo train METHOD ...`` once per rank. Flags that only place processes (PLACEMENT) go to
 accelerate, all others to the training. Exit status: that of the rank that failed first, 128 + signal for one that was
-killed, 143 after SIGTERM (the checkpoint is then written, see ``negpo.trainers._signals``).
+killed, 143 after SIGTERM (the checkpoint is then written, see ``negpo.trainers._run.signals``).
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from negpo.configs import CONFIGS
 from negpo.errors import ConfigError
-from negpo.trainers._world import EXPECTED
+from negpo.trainers._run.world import EXPECTED
 
 LAUNCHES = ("cpu", "single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 PLACEMENT = (

@@ -14,7 +14,7 @@ from negpo.cli import launch
 from negpo.trainers import METHODS, SCRIPTS
 
 TRAINERS = Path(negpo.__file__).parent / "trainers"
-DATA_SCRIPT = "negpo.trainers._script"
+DATA_SCRIPT = "negpo.trainers._script.unlearn"
 HELP_FLAGS = {"-h", "--help"}
 
 
@@ -49,11 +49,10 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int | None:
 
 def method_help(method: str) -> str:
     """All settings that negpo defines for ``method``: its own, those of the modules it builds on, model and data."""
-    own = TRAINERS / f"{METHODS[method][0].rpartition('.')[2]}.py"
+    own = _file(METHODS[method][0])
     sections = [(f"settings of {method}", own)]
     sections += [("shared with other methods", path) for path in imported_trainer_modules(own)]
-    script = SCRIPTS.get(method, DATA_SCRIPT).rpartition(".")[2]
-    sections += [("model, data, adapter", TRAINERS / f"{script}.py")]
+    sections += [("model, data, adapter", _file(SCRIPTS.get(method, DATA_SCRIPT)))]
     lines = [f"usage: negpo train {method} [--config RECIPE] [--key value ...]"]
     for title, path in sections:
         if settings := list(read_settings(path)):
@@ -80,7 +79,12 @@ def imported_trainer_modules(path: Path) -> list[Path]:
 def _imports(path: Path) -> list[Path]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return [TRAINERS / f"{name.rpartition('.')[2]}.py" for name in names if name.startswith("negpo.trainers.")]
+    found = [_file(name) for name in names if name.startswith("negpo.trainers.")]
+    return [path for path in found if path.is_file()]  # a room is a folder; what it is imported for has its own line
+
+
+def _file(module: str) -> Path:
+    return TRAINERS.joinpath(*module.split(".")[2:]).with_suffix(".py")
 
 
 def read_settings(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -248,14 +248,14 @@ def write_sets(
 
 def train_stage1(lab: DistillLab, seed: int, size: DistillSize) -> Any:
     """SFT on the right traces with the shipped recipe, from `start` to `student`; returns the model."""
-    from negpo.trainers import _script_preference
+    from negpo.trainers._script import preference as script_module
 
     arguments = ["--config", STAGE1, "--model_name_or_path", str(lab.root / "start"), "--seed", str(seed)]
     arguments += ["--dataset", str(lab.data(RIGHT_TRACES)), "--output_dir", str(lab.model)]
     arguments += ["--max_steps", str(size.stage1_steps)] if size.stage1_steps else []
-    script, config = _script_preference.parse("sft", arguments)
+    script, config = script_module.parse("sft", arguments)
     config.disable_tqdm, config.report_to = True, []
-    trainer = _script_preference.build("sft", script, config)
+    trainer = script_module.build("sft", script, config)
     trainer.train()
     trainer.save_model()
     return trainer.model

@@ -140,7 +140,7 @@ def train(run: PreferRun, labs: Labs, out: Path, seed: int, size: str, overrides
 
     folder = out / run.name
     shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt
-    script_module = import_module(SCRIPTS.get(run.method, "negpo.trainers._script"))
+    script_module = import_module(SCRIPTS.get(run.method, "negpo.trainers._script.unlearn"))
     arguments = [*train_arguments(run, labs, folder / "model", seed), *overrides]
     arguments += ["--max_steps", "2"] if size == "tiny" else []
     script, config = script_module.parse(run.method, arguments)

@@ -245,14 +245,14 @@ def train(run: Run, plan: Plan) -> None:
     """Train with the shipped trainer and recipe, evaluate, write `results.json` and the model."""
     from transformers import PrinterCallback
 
-    from negpo.trainers import _script_rl
+    from negpo.trainers._script import policy as script_module
 
     lab, folder = plan.lab(), plan.place / run.name
     shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt, or one with other settings
     arguments = train_arguments(run, plan, lab)
-    script, config = _script_rl.parse(run.method, arguments)
+    script, config = script_module.parse(run.method, arguments)
     config.disable_tqdm, config.report_to, config.save_strategy = True, [], "no"
-    trainer = _script_rl.build(run.method, script, config)
+    trainer = script_module.build(run.method, script, config)
     tokenizer = trainer.processing_class
     watched = WatchedEngine(trainer.source.engine, tokenizer, known_problems(lab))
     trainer.set_up_rollouts(watched)

@@ -136,14 +136,14 @@ class Trajectory:
 
 def unlearn(run: Run, lab: LabPaths, out: Path, seed: int, every: int, overrides: tuple[str, ...] = ()) -> None:
     """Train one run with the shipped trainer and recipe and write `out/<run>/results.json` and `out/<run>/model`."""
-    from negpo.trainers import _script
+    from negpo.trainers._script import unlearn as script_module
 
     folder = out / run.name
     shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt
     arguments = train_arguments(run, lab, folder / "model", seed)
-    script, config = _script.parse(run.method, [*arguments, *overrides])
+    script, config = script_module.parse(run.method, [*arguments, *overrides])
     config.disable_tqdm, config.report_to, config.save_strategy = True, [], "no"
-    trainer = _script.build(run.method, script, config)
+    trainer = script_module.build(run.method, script, config)
     retain_log = RetainLog.load(out / RETAIN_LOG, forget=lab.forget, mode="open-unlearning")
     trajectory = Trajectory(run, lab, trainer.processing_class, retain_log, every)
     trainer.add_callback(trajectory.callback())

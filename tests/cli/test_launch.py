@@ -171,7 +171,7 @@ def test_the_exit_status_is_that_of_the_rank_that_failed(capfd):
 
 
 def test_ranks_that_would_train_alone_are_refused(monkeypatch):
-    from negpo.trainers._world import EXPECTED, check_world
+    from negpo.trainers._run.world import EXPECTED, check_world
 
     check_world(1)
     monkeypatch.setenv(EXPECTED, "2")

@@ -25,9 +25,9 @@ def documented() -> set[str]:
 
 
 def recorded() -> set[str]:
-    """Patterns of the names that trainers/*.py pass to a recorder; a placeholder of an f-string matches one word."""
+    """Patterns of the names that trainers/**/*.py pass to a recorder; a placeholder of an f-string matches one word."""
     found = set()
-    for path in (ROOT / "trainers").glob("*.py"):
+    for path in (ROOT / "trainers").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
                 continue
@@ -51,10 +51,10 @@ def _pattern(node: ast.expr) -> str | None:
 
 def stated() -> set[str]:
     """Names that the code keeps in tuples: the RL telemetry, group counts, statistics of the methods."""
-    telemetry = import_module("negpo.trainers._rl_telemetry")
+    telemetry = import_module("negpo.trainers._policy.telemetry")
     names = {f"{sign}/{mean}" for sign in telemetry.SIGNS for mean in telemetry.MEANS}
     names |= {*telemetry.OVERALL, *telemetry.COUNTS, *telemetry.GroupCounts(1, 0, 0, 0, 0).metrics()}
-    preference = import_module("negpo.trainers._preference").PreferenceTrainer
+    preference = import_module("negpo.trainers._preference.base").PreferenceTrainer
     for module, trainer, _ in METHODS.values():
         kind = getattr(import_module(module), trainer)
         part = "loss" if issubclass(kind, preference) else "forget"
@@ -78,5 +78,5 @@ def test_every_explained_name_is_logged_somewhere():
 
 
 def test_the_guard_logs_the_name_that_the_page_explains():
-    source = (ROOT / "trainers" / "_callbacks.py").read_text(encoding="utf-8")
+    source = (ROOT / "trainers" / "_run" / "callbacks.py").read_text(encoding="utf-8")
     assert '"guard/utility"' in source

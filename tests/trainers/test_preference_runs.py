@@ -96,11 +96,11 @@ def test_a_loss_that_is_not_finite_names_the_rows(tmp_path):
 
 
 def test_samples_are_drawn_once_and_kept_on_disk(tmp_path, monkeypatch):
-    from negpo.trainers import _samples
+    from negpo.trainers._preference import samples
 
     drawn = []
-    original = _samples.draw
-    monkeypatch.setattr(_samples, "draw", lambda *a, **k: drawn.append(1) or original(*a, **k))
+    original = samples.draw
+    monkeypatch.setattr(samples, "draw", lambda *a, **k: drawn.append(1) or original(*a, **k))
     settings = {"max_steps": 1, "max_new_tokens": 4, "num_samples": 3, "sample_cache_dir": str(tmp_path / "samples")}
     first = make_trainer("d2o", tmp_path / "a", **settings)
     first.train()
@@ -208,7 +208,7 @@ def test_pairs_first_keeps_one_answer_of_each_sign(tmp_path):
 
 
 def alignment_loss(stage, model):
-    from negpo.trainers._preference_data import PreferenceDataset, collate
+    from negpo.trainers._preference.data import PreferenceDataset, collate
 
     items = [PreferenceDataset(stage._groups, 0)[0, i] for i in range(len(stage._groups))]
     scored = stage._score(model, collate(items, 1)["rows"])
@@ -296,12 +296,12 @@ def recipes():
 
 
 def is_ours(method):
-    return SCRIPTS[method] == "negpo.trainers._script_preference"
+    return SCRIPTS[method] == "negpo.trainers._script.preference"
 
 
 @pytest.mark.parametrize("path", recipes(), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_becomes_a_config_and_names_its_sources(path, tmp_path):
-    from negpo.trainers._script_preference import parse
+    from negpo.trainers._script.preference import parse
 
     method = "sft" if path.stem.endswith("stage1") else path.parent.name
     if path.stem.startswith("lab"):
@@ -314,7 +314,7 @@ def test_every_recipe_becomes_a_config_and_names_its_sources(path, tmp_path):
 
 
 def test_one_command_runs_both_stages_and_a_finished_first_stage_is_not_repeated(tmp_path, monkeypatch, caplog):
-    from negpo.trainers._script_preference import run_training
+    from negpo.trainers._script.preference import run_training
 
     make_model().save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
@@ -335,7 +335,7 @@ def test_one_command_runs_both_stages_and_a_finished_first_stage_is_not_repeated
 
 
 def test_stages_belong_to_redi(tmp_path):
-    from negpo.trainers._script_preference import parse
+    from negpo.trainers._script.preference import parse
 
     with pytest.raises(ConfigError, match="stages=both belongs to redi"):
         parse("dpo", ["--model_name_or_path", "m", "--dataset", "d", "--stages", "both", "--output_dir", str(tmp_path)])

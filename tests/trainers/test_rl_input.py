@@ -9,10 +9,10 @@ from unlearn_tiny import make_model, make_tokenizer
 
 from negpo.errors import ConfigError, DataError, TrainingStopped
 from negpo.trainers import METHODS, PolicyTrainer
-from negpo.trainers import _rl_batch as rows_
-from negpo.trainers._grpo import broken_contract
-from negpo.trainers._rl_rollouts import PromptStream
-from negpo.trainers._rl_terms import importance_weights
+from negpo.trainers._policy import batch as rows_
+from negpo.trainers._policy.grpo import broken_contract
+from negpo.trainers._policy.rollouts import PromptStream
+from negpo.trainers._policy.terms import importance_weights
 
 RL_METHODS = ("nsr", "ngrpo", "nft", "resrl", "topr", "raft", "reinforce_rej", "grpo")
 
@@ -128,7 +128,7 @@ def test_too_few_prompts_for_one_rollout_are_refused(tmp_path):
     ],
 )
 def test_rows_without_a_usable_prompt_are_named(tmp_path, data, message):
-    from negpo.trainers._rl_data import as_dataset
+    from negpo.trainers._policy.data import as_dataset
 
     with pytest.raises((DataError, ConfigError), match=message):
         as_dataset(data)

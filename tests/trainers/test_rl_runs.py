@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path):
 
 
 def test_entropy_that_is_high_from_the_start_is_no_explosion():
-    from negpo.trainers._rl_watchdog import Watchdog
+    from negpo.trainers._policy.watchdog import Watchdog
 
     limits = {"min_entropy": None, "max_entropy_share": 0.7, "max_repetition": None, "max_kl": None, "patience": 1}
     undecided = Watchdog(vocabulary=100, **limits)

@@ -6,7 +6,7 @@ from unlearn_tiny import make_model, make_trainer
 
 from negpo.errors import ConfigError
 from negpo.reference import score_rows
-from negpo.trainers import _sharding
+from negpo.trainers._run import sharding
 
 ROWS = [{"input_ids": [5] * n, "labels": [-100, *[5] * (n - 1)]} for n in (3, 9, 4, 7, 5, 6, 8)]
 
@@ -32,25 +32,25 @@ def test_a_reference_is_refused_where_only_the_first_process_loads_weights(tmp_p
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     with pytest.raises(ConfigError, match="fsdp_cpu_ram_efficient_loading is true"):
-        _sharding.check_loading()
+        sharding.check_loading()
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
-    _sharding.check_loading()
+    sharding.check_loading()
 
 
 def test_a_model_in_pieces_is_copied_by_loading_it_again_or_refused(tmp_path, monkeypatch):
     model = make_model()
     model.save_pretrained(tmp_path)
     model.config._name_or_path = str(tmp_path)
-    monkeypatch.setattr(_sharding, "is_split", lambda model: True)
-    twin = _sharding.frozen_copy(model)
+    monkeypatch.setattr(sharding, "is_split", lambda model: True)
+    twin = sharding.frozen_copy(model)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
     with torch.no_grad():
         model.get_input_embeddings().weight += 1
     with pytest.raises(ConfigError, match="whose weights are not those"):
-        _sharding.frozen_copy(model)
+        sharding.frozen_copy(model)
     model.config._name_or_path = str(tmp_path / "absent")
     with pytest.raises(ConfigError, match="is loaded from the policy's source"):
-        _sharding.frozen_copy(model)
+        sharding.frozen_copy(model)
 
 
 def test_two_lora_runs_with_one_seed_begin_with_the_same_adapter(tmp_path):

@@ -6,8 +6,8 @@ from unlearn_tiny import FORGET, RETAIN, make_model, make_tokenizer, make_traine
 
 from negpo.errors import ConfigError, DataError
 from negpo.trainers import METHODS
-from negpo.trainers._data import EpochSampler, draw
-from negpo.trainers._model import freeze_all_but
+from negpo.trainers._run.model import freeze_all_but
+from negpo.trainers._run.rows import EpochSampler, draw
 
 
 def bad_rows(place, **change):
@@ -77,7 +77,7 @@ def test_a_config_of_another_method_is_refused(tmp_path):
 
 
 def test_four_bit_loading_without_bitsandbytes_says_what_to_install(tmp_path, monkeypatch):
-    from negpo.trainers._model import load_model
+    from negpo.trainers._run.model import load_model
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'negpo\[quantization\]'"):

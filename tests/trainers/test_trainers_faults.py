@@ -14,7 +14,7 @@ from unlearn_tiny import make_trainer
 
 from negpo import cli
 from negpo.errors import ConfigError, TrainingInterrupted, TrainingStopped
-from negpo.trainers import _checkpoint, _watch
+from negpo.trainers._run import checkpoint, hang_watch
 
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch"}
 
@@ -102,14 +102,14 @@ def test_the_command_line_exits_with_143_after_sigterm(monkeypatch, capsys):
 
 
 def test_with_a_limit_of_one_a_complete_checkpoint_exists_at_every_moment(tmp_path, monkeypatch):
-    complete, rmtree = [], _checkpoint.shutil.rmtree
+    complete, rmtree = [], checkpoint.shutil.rmtree
 
     def look(path, **kwargs):
         if path.name.startswith("checkpoint-"):
-            complete.append(_checkpoint.last_complete(tmp_path).name)
+            complete.append(checkpoint.last_complete(tmp_path).name)
         rmtree(path, **kwargs)
 
-    monkeypatch.setattr(_checkpoint.shutil, "rmtree", look)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", look)
     trainer = make_trainer("ga", tmp_path, save_total_limit=1, **STEPS)
     trainer.train()
     assert complete == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]  # when the one before was deleted
@@ -123,24 +123,24 @@ def test_a_flipped_byte_makes_a_checkpoint_one_to_pass_over(tmp_path, caplog):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert _checkpoint.last_complete(tmp_path) == tmp_path / "checkpoint-3"
+    assert checkpoint.last_complete(tmp_path) == tmp_path / "checkpoint-3"
     assert "model.safetensors was changed after it was written" in caplog.text
 
 
 def test_the_checksum_of_a_large_file_reads_its_end_and_a_bounded_share(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "BLOCK", 16)
-    monkeypatch.setattr(_checkpoint, "SAMPLES", 4)
+    monkeypatch.setattr(checkpoint, "BLOCK", 16)
+    monkeypatch.setattr(checkpoint, "SAMPLES", 4)
     path = tmp_path / "large"
     data = bytearray(range(256)) * 4
     path.write_bytes(data)
-    before = _checkpoint.checksum(path)
+    before = checkpoint.checksum(path)
     data[-1] ^= 1
     path.write_bytes(data)
-    assert _checkpoint.checksum(path) != before
+    assert checkpoint.checksum(path) != before
     data[-1] ^= 1
     data[100] ^= 1  # between two blocks: the price of not reading everything
     path.write_bytes(data)
-    assert _checkpoint.checksum(path) == before
+    assert checkpoint.checksum(path) == before
 
 
 def test_auto_resumes_where_there_is_a_checkpoint_and_starts_where_there_is_none(tmp_path):
@@ -163,21 +163,21 @@ def test_a_policy_run_cannot_be_resumed_on_another_number_of_processes(tmp_path)
     common = {"save_strategy": "steps", "save_steps": 1}
     make_policy_trainer("nsr", tmp_path, **common).train()
     other = make_policy_trainer("nsr", tmp_path, **common)
-    saved = _checkpoint.provenance(tmp_path / "checkpoint-1")
+    saved = checkpoint.provenance(tmp_path / "checkpoint-1")
     assert saved["number of processes"] == other.args.world_size == 1
 
 
 def test_a_full_disk_during_a_policy_checkpoint_is_explained_and_leaves_whole_ones(tmp_path, monkeypatch):
-    from negpo.trainers import _rl_guard
+    from negpo.trainers._policy import guard
 
-    save = _rl_guard.save_state
+    save = guard.save_state
 
     def full(folder, *arguments):
         if folder.name == "checkpoint-2":
             raise OSError(28, "No space left on device")
         save(folder, *arguments)
 
-    monkeypatch.setattr(_rl_guard, "save_state", full)
+    monkeypatch.setattr(guard, "save_state", full)
     trainer = make_policy_trainer("nsr", tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
     with pytest.raises(TrainingStopped, match=r"checkpoint-2 could not be written: .*No space left.*checkpoint-1"):
         trainer.train()
@@ -216,7 +216,7 @@ def test_a_run_without_progress_writes_its_stack_and_ends(tmp_path, monkeypatch,
         ended.set()
         raise SystemExit
 
-    monkeypatch.setattr(_watch.os, "_exit", exit_now)
+    monkeypatch.setattr(hang_watch.os, "_exit", exit_now)
     stuck = AtStep(1, lambda: ended.wait(30))
     make_trainer("ga", tmp_path, callbacks=[stuck], max_steps=2, hang_timeout=0.5).train()
     assert ended.is_set()
@@ -228,7 +228,7 @@ def test_a_run_without_progress_writes_its_stack_and_ends(tmp_path, monkeypatch,
 
 
 def test_a_slow_run_that_beats_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(_watch.os, "_exit", lambda status: pytest.fail("taken for hung"))
+    monkeypatch.setattr(hang_watch.os, "_exit", lambda status: pytest.fail("taken for hung"))
     import time
 
     slow = [AtStep(step, lambda: time.sleep(0.3)) for step in range(4)]
@@ -241,9 +241,9 @@ def test_the_rank_that_does_not_wait_is_the_one_that_is_blamed():
     frame = traceback.FrameSummary
     training = frame("/site/negpo/trainers/_base.py", 10, "score")
     collective = frame("/site/torch/distributed/distributed_c10d.py", 99, "all_reduce")
-    waiting, busy = _watch.where([training, collective]), _watch.where([training])
+    waiting, busy = hang_watch.where([training, collective]), hang_watch.where([training])
     assert waiting == "waiting in a collective (all_reduce) called from score (/site/negpo/trainers/_base.py:10)"
     found = {0: f"rank 0 (host, process 1) {waiting}", 1: f"rank 1 (host, process 2) {busy}"}
-    assert "not waiting: rank 1" in _watch.summary(found, 2)
-    assert "rank 1 is silent" in _watch.summary({0: found[0]}, 2)
-    assert "all ranks wait" in _watch.summary({0: found[0], 1: found[0]}, 2)
+    assert "not waiting: rank 1" in hang_watch.summary(found, 2)
+    assert "rank 1 is silent" in hang_watch.summary({0: found[0]}, 2)
+    assert "all ranks wait" in hang_watch.summary({0: found[0], 1: found[0]}, 2)

@@ -62,7 +62,7 @@ def test_every_checkpoint_and_the_final_model_of_an_unlearning_run_have_a_card(t
 
 
 def test_the_card_is_part_of_a_sealed_checkpoint(tmp_path):
-    checkpoint = import_module("negpo.trainers._checkpoint")
+    checkpoint = import_module("negpo.trainers._run.checkpoint")
     unlearn_tiny.make_trainer("ga", tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     assert checkpoint.damage(tmp_path / "checkpoint-1") is None
     (tmp_path / "checkpoint-1" / "README.md").unlink()

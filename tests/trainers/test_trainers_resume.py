@@ -9,7 +9,7 @@ from unlearn_tiny import FORGET, history, make_model, make_trainer
 
 from negpo.errors import ConfigError, TrainingStopped
 from negpo.trainers import OverUnlearningCallback, UtilityFloorCallback
-from negpo.trainers._checkpoint import damage, last_complete
+from negpo.trainers._run.checkpoint import damage, last_complete
 
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1.0, "lr_scheduler_type": "linear"}
 

@@ -10,7 +10,7 @@ from negpo.cli.train import TRAINERS, method_help, read_settings
 from negpo.configs import CONFIGS
 from negpo.errors import ConfigError, DataError
 from negpo.trainers import METHODS
-from negpo.trainers._script import build, parse, run_training
+from negpo.trainers._script.unlearn import build, parse, run_training
 
 UNLEARNING = ("ga", "graddiff", "npo", "simnpo", "wga", "idkdpo", "rmu", "catnip")
 RECIPES = sorted(CONFIGS.glob("recipes/*/*.yaml"))
@@ -131,8 +131,8 @@ def test_help_lists_no_setting_that_does_not_exist():
     for method in UNLEARNING:
         module, _, config = METHODS[method]
         known = {field.name for field in fields(getattr(import_module(module), config))}
-        for path in (TRAINERS / f"{method}.py", TRAINERS / "_config.py"):
-            assert {name for name, _, _ in read_settings(path)} <= known
+        for path in (f"{method}.py", "_run/config.py", "_unlearn/config.py"):
+            assert {name for name, _, _ in read_settings(TRAINERS / path)} <= known
 
 
 @pytest.fixture

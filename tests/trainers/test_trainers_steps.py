@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from unlearn_tiny import FORGET, IDK, RETAIN, history, make_model, make_tokenizer, make_trainer
 
 from negpo.data.qa import QATemplate, encode_qa
-from negpo.trainers._data import draw
+from negpo.trainers._run.rows import draw
 
 LR, SEED = 1e-2, 42
 COEFFICIENT = 0.7

@@ -8,14 +8,14 @@ from torch import Tensor
 from negpo.logprobs import LogprobBatch, model_token_logprobs
 from negpo.rollout import RolloutEngine
 from negpo.rollout.decoding import decoding_mode
-from negpo.trainers import _rl_batch as rows_
-from negpo.trainers._grpo import GRPOAdapter
-from negpo.trainers._rl_batch import Record
-from negpo.trainers._rl_rewards import GuardedReward
-from negpo.trainers._rl_rollouts import PromptStream, RolloutSource
-from negpo.trainers._rl_telemetry import GroupKinds, Telemetry
-from negpo.trainers._rl_terms import importance_weights
-from negpo.trainers._watch import HangWatch
+from negpo.trainers._policy import batch as rows_
+from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.grpo import GRPOAdapter
+from negpo.trainers._policy.rewards import GuardedReward
+from negpo.trainers._policy.rollouts import PromptStream, RolloutSource
+from negpo.trainers._policy.telemetry import GroupKinds, Telemetry
+from negpo.trainers._policy.terms import importance_weights
+from negpo.trainers._run.hang_watch import HangWatch
 
 AdvantageFunction = Callable[[Tensor, Tensor], Tensor]  # (rewards (N,), groups (N,)) -> (N,)
 

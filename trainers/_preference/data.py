@@ -10,7 +10,7 @@ from torch import Tensor
 
 from negpo.data.preference_batch import collate_groups, lists_of, pairs_of, take
 from negpo.data.preference_encode import Group
-from negpo.trainers._data import Encoded
+from negpo.trainers._run.rows import Encoded
 
 UNITS = ("groups", "pairs", "judged", "chosen", "rejected", "chosen_tokens")
 

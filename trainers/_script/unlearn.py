@@ -18,9 +18,9 @@ from negpo.data.qa import QATemplate
 from negpo.data.rows import load_rows
 from negpo.errors import ConfigError, DataError
 from negpo.trainers import METHODS
-from negpo.trainers._callbacks import OverUnlearningCallback
-from negpo.trainers._config import UnlearnConfig
-from negpo.trainers._model import load_tokenizer
+from negpo.trainers._run.callbacks import OverUnlearningCallback
+from negpo.trainers._run.model import load_tokenizer
+from negpo.trainers._unlearn.config import UnlearnConfig
 
 logger = logging.getLogger(__name__)
 IDK_FIELDS = ("idk", "answer", "text")

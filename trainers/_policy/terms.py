@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from negpo.trainers._rl_batch import Record
-from negpo.trainers._rl_config import PolicyConfig
+from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.config import PolicyConfig
 
 
 def reduction_of(batch: Record) -> dict[str, Any]:

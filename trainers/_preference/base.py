@@ -15,12 +15,12 @@ from negpo.logprobs import LogprobBatch, model_token_logprobs
 from negpo.logprobs.shared import choose_shared_layout
 from negpo.objectives import redi_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
-from negpo.trainers._displacement import DisplacementCallback, log_signs
-from negpo.trainers._model import check_vocabulary, choose_trainable, load_model, load_tokenizer
-from negpo.trainers._offline import OfflineTrainer
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._preference_data import UNITS, PreferenceDataset, Scored, collate, unit_counts
-from negpo.trainers._reference import Reference
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._preference.data import UNITS, PreferenceDataset, Scored, collate, unit_counts
+from negpo.trainers._preference.displacement import DisplacementCallback, log_signs
+from negpo.trainers._run.model import check_vocabulary, choose_trainable, load_model, load_tokenizer
+from negpo.trainers._run.offline import OfflineTrainer
+from negpo.trainers._run.reference import Reference
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from negpo.trainers._callbacks import stop_early
-from negpo.trainers._metrics import LogBuffer
+from negpo.trainers._run.callbacks import stop_early
+from negpo.trainers._run.metrics import LogBuffer
 
 if TYPE_CHECKING:
-    from negpo.trainers._preference_data import Scored
+    from negpo.trainers._preference.data import Scored
 
 NAMES = (("chosen", 1), ("rejected", -1), ("samples", 0))
 

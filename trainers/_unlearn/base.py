@@ -12,9 +12,17 @@ from negpo.errors import ConfigError
 from negpo.logprobs import model_token_logprobs, retain_kl_from_models
 from negpo.objectives import nll_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
-from negpo.trainers._batch import UNITS, Part, concatenate, count, counts, name_rows, single_rows
-from negpo.trainers._config import UnlearnConfig
-from negpo.trainers._data import (
+from negpo.trainers._run.model import (
+    check_vocabulary,
+    choose_trainable,
+    load_model,
+    load_tokenizer,
+)
+from negpo.trainers._run.offline import OfflineTrainer
+from negpo.trainers._run.reference import Reference
+from negpo.trainers._unlearn.batch import UNITS, Part, concatenate, count, counts, name_rows, single_rows
+from negpo.trainers._unlearn.config import UnlearnConfig
+from negpo.trainers._unlearn.data import (
     PARTS,
     ForgetRetainDataset,
     check_disjoint,
@@ -22,14 +30,6 @@ from negpo.trainers._data import (
     collate,
     encode_rows,
 )
-from negpo.trainers._model import (
-    check_vocabulary,
-    choose_trainable,
-    load_model,
-    load_tokenizer,
-)
-from negpo.trainers._offline import OfflineTrainer
-from negpo.trainers._reference import Reference
 
 logger = logging.getLogger(__name__)
 

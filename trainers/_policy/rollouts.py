@@ -11,7 +11,7 @@ import torch
 from negpo.errors import ConfigError, TrainingStopped
 from negpo.rollout import RolloutEngine, Sampling, SyncReport, make_engine
 from negpo.rollout.base import EngineError, StaleWeightsError
-from negpo.trainers import _checkpoint
+from negpo.trainers._run import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def explained(trainer: Any) -> Iterator[None]:
     except StaleWeightsError:  # the engine is well, and says what to do
         raise
     except (EngineError, OSError, EOFError, RuntimeError) as error:
-        last = _checkpoint.last_complete(trainer.args.output_dir)
+        last = checkpoint.last_complete(trainer.args.output_dir)
         kept = f"resume from {last}" if last else "no checkpoint was written yet, start again"
         raise TrainingStopped(
             f"the rollout engine ({trainer.args.engine}) failed in the rollout after step {trainer.state.global_step}: "

@@ -12,9 +12,9 @@ from typing import Any
 from negpo.data.rows import load_rows
 from negpo.errors import ConfigError, DataError
 from negpo.trainers import METHODS
-from negpo.trainers._model import load_tokenizer
-from negpo.trainers._preference_config import PreferenceConfig
-from negpo.trainers._script import _init_kwargs, _nearest, _Parser, _peft_config, _with_recipe
+from negpo.trainers._preference.config import PreferenceConfig
+from negpo.trainers._run.model import load_tokenizer
+from negpo.trainers._script.unlearn import _init_kwargs, _nearest, _Parser, _peft_config, _with_recipe
 
 logger = logging.getLogger(__name__)
 STAGES = ("1", "2", "both")

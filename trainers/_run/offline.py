@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from negpo.errors import TrainingStopped
-from negpo.trainers import _checkpoint
-from negpo.trainers._callbacks import EpochBegins, FiniteGradients
-from negpo.trainers._data import EpochSampler
-from negpo.trainers._metrics import LogBuffer
-from negpo.trainers._model import rows_of_tied_embedding
-from negpo.trainers._model_card import WritesModelCard
-from negpo.trainers._sharding import settle_layouts
-from negpo.trainers._signals import StopOnSigterm
-from negpo.trainers._watch import HangWatch
+from negpo.trainers._run import checkpoint
+from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
+from negpo.trainers._run.hang_watch import HangWatch
+from negpo.trainers._run.metrics import LogBuffer
+from negpo.trainers._run.model import rows_of_tied_embedding
+from negpo.trainers._run.model_card import WritesModelCard
+from negpo.trainers._run.rows import EpochSampler
+from negpo.trainers._run.sharding import settle_layouts
+from negpo.trainers._run.signals import StopOnSigterm
 
 
 class OfflineTrainer(WritesModelCard):
@@ -75,17 +75,17 @@ class OfflineTrainer(WritesModelCard):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # type: ignore[override]
         """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
-        resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
+        resume = checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
         self._prepare_reference()  # here the weights are still those of the starting model, on resume too
         if resume is not None:
-            _checkpoint.check_provenance(resume, self._identity())
+            checkpoint.check_provenance(resume, self._identity())
             self._load_extras(Path(resume))
         with self._signals.listening(), self._watch.watching():
             return super().train(resume_from_checkpoint=resume, **kwargs)
 
     def _identity(self) -> dict[str, Any]:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return self._provenance() | _checkpoint.layout(self.args, exact=sharded)
+        return self._provenance() | checkpoint.layout(self.args, exact=sharded)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.accelerator.num_processes > 1 and not self._settled:
@@ -122,7 +122,7 @@ class OfflineTrainer(WritesModelCard):
             with contextlib.suppress(TrainingStopped):  # the disk may be full too; the reason to stop is the other one
                 if not folder.exists():
                     self._save_checkpoint(self.model, trial=None)
-            last = _checkpoint.last_complete(self.args.output_dir)
+            last = checkpoint.last_complete(self.args.output_dir)
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
         raise TrainingStopped(
             f"{what} at step {step + 1}, {rows}. The step was not taken; {kept}. Lower learning_rate, "
@@ -137,7 +137,7 @@ class OfflineTrainer(WritesModelCard):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with _checkpoint.writing(self, folder, self._identity()):
+        with checkpoint.writing(self, folder, self._identity()):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 self._save_extras(folder)
@@ -151,6 +151,6 @@ class OfflineTrainer(WritesModelCard):
             for path in sorted(work.iterdir()):
                 os.replace(path, target / path.name)
         except Exception as error:  # OSError, or safetensors' own for the same full disk
-            raise TrainingStopped(_checkpoint.not_saved(target, error, self.args.output_dir)) from error
+            raise TrainingStopped(checkpoint.not_saved(target, error, self.args.output_dir)) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from negpo.errors import ConfigError
 from negpo.reference import ReferenceCache, ReferenceKey, build_or_open, hash_model, hash_rows, holds, score_rows
-from negpo.trainers import _sharding
-from negpo.trainers._data import Encoded, label_count
-from negpo.trainers._model import is_peft
+from negpo.trainers._run import sharding
+from negpo.trainers._run.model import is_peft
+from negpo.trainers._run.rows import Encoded, label_count
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Reference:
     """
 
     def __init__(self, model: Any, ref_model: Any, *, source: str, needs_model: bool):
-        _sharding.check_loading()
+        sharding.check_loading()
         if source == "adapters_off" and not is_peft(model):
             raise ConfigError("reference=adapters_off needs a PEFT model; pass peft_config or choose cache or model")
         if source == "adapters_off" and ref_model is not None:
@@ -35,7 +35,7 @@ class Reference:
         self.policy, self.model = model, ref_model
         needs_model = needs_model or self.source == "model"
         if needs_model and ref_model is None and (self.source == "model" or not is_peft(model)):
-            self.model = _sharding.frozen_copy(model)
+            self.model = sharding.frozen_copy(model)
         if self.model is not None:
             self.model.requires_grad_(False).eval()
         self._in_steps = needs_model or self.source != "cache"
@@ -47,8 +47,8 @@ class Reference:
     def ready(self, accelerator: Any) -> None:
         """Place the second model, if there is one that steps will ask."""
         if self.model is not None and self._in_steps:
-            self.model = _sharding.ready_for_steps(self.model, accelerator)
-            _sharding.settle_layouts(self.model)
+            self.model = sharding.ready_for_steps(self.model, accelerator)
+            sharding.settle_layouts(self.model)
 
     @contextmanager
     def active(self, policy: Any) -> Iterator[Any]:
@@ -86,9 +86,9 @@ class Reference:
         )
 
         def compute() -> Iterator[tuple[int, Any]]:
-            with _sharding.ready_to_score(source, accelerator) as scorer, accelerator.autocast():
+            with sharding.ready_to_score(source, accelerator) as scorer, accelerator.autocast():
                 if accelerator.num_processes > 1:
-                    _sharding.settle_layouts(scorer)
+                    sharding.settle_layouts(scorer)
                 with self._as_reference(scorer) as model:
                     share = (accelerator.process_index, accelerator.num_processes)
                     yield from score_rows(model, rows, pad_id=pad_id, share=share)
@@ -96,8 +96,8 @@ class Reference:
         counts = [label_count(row) for row in rows]
         if accelerator.num_processes == 1:
             return build_or_open(directory, key, counts, compute)
-        known = all(ok for _, ok in _sharding.exchange([(0, holds(directory, key))], accelerator))
-        found = [] if known else _sharding.exchange(compute(), accelerator)
+        known = all(ok for _, ok in sharding.exchange([(0, holds(directory, key))], accelerator))
+        found = [] if known else sharding.exchange(compute(), accelerator)
         with accelerator.local_main_process_first():  # folders on local disks are filled on every machine
             return build_or_open(directory, key, counts, lambda: found)
 

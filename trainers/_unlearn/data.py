@@ -4,9 +4,8 @@ Everything random here is a pure function of (seed, epoch, index): the order of 
 each and its "I don't know" answer. A resumed run therefore sees exactly the batches it would have seen.
 """
 
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,19 +14,13 @@ import torch
 from negpo.data.collate import pad_batch
 from negpo.data.qa import IGNORE, QATemplate, encode_qa, encode_text, has_answer
 from negpo.errors import DataError
+from negpo.trainers._run.rows import Encoded, draw
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-Encoded = dict[str, list[int]]
 FORMATS = ("question", "answer"), ("prompt", "completion"), ("text",), ("input_ids", "labels")
 PARTS = ("forget", "retain", "idk")
-
-
-def draw(seed: int, epoch: int, index: int, n: int, stream: str) -> int:
-    """A uniform integer in [0, n) that depends on the arguments only, on every platform and library version."""
-    digest = hashlib.blake2b(f"{stream}/{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % n
 
 
 def check_rows(rows: Sequence[Row], name: str) -> list[Row]:
@@ -137,11 +130,6 @@ def _has_target(item: Encoded, tokenizer: Any, row: Row) -> bool:
     return any(label != IGNORE for label in item["labels"][1:])
 
 
-def label_count(item: Encoded) -> int:
-    """Labels that are scored: all but a label at position 0, which no token predicts."""
-    return sum(label != IGNORE for label in item["labels"][1:])
-
-
 @dataclass
 class ForgetRetainDataset(torch.utils.data.Dataset):
     """Forget rows with their partners. Indexed by ``(epoch, index)``, so worker processes need no shared state.
@@ -202,27 +190,6 @@ class IdkRows(Sequence):
 
     def __getitem__(self, place: int) -> Encoded:  # type: ignore[override]
         return self._items[place]
-
-
-class EpochSampler(torch.utils.data.Sampler):
-    """Yields ``(epoch, index)``; the order is a pure function of (seed, epoch). ``EpochBegins`` sets the epoch."""
-
-    def __init__(self, n: int, seed: int, *, shuffle: bool):
-        self.n, self.seed, self.shuffle, self.epoch = n, seed, shuffle, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order: Sequence[int] = range(self.n)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(draw(self.seed, self.epoch, 0, 2**62, "order"))
-            order = torch.randperm(self.n, generator=generator).tolist()
-        epoch = self.epoch
-        return iter([(epoch, index) for index in order])
 
 
 def collate(items: Sequence[dict[str, dict[str, Any]]], pad_id: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ from trl import GRPOConfig
 
 from negpo.errors import ConfigError
 from negpo.rollout import ENGINES
-from negpo.trainers._world import check_world, name_cpu_plainly
+from negpo.trainers._run.world import check_world, name_cpu_plainly
 
 NORMALIZERS = ("token_mean", "sequence_mean", "max_length", "constant", "micro_batch_token_mean")
 CORRECTION_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")

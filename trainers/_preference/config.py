@@ -6,7 +6,7 @@ from typing import ClassVar
 from negpo.data.preference import BAD_ROWS
 from negpo.data.preference_encode import OVERLONG, TRUNCATION, Limits
 from negpo.errors import ConfigError
-from negpo.trainers._config import OfflineConfig
+from negpo.trainers._run.config import OfflineConfig
 
 
 @dataclass

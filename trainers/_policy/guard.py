@@ -10,13 +10,13 @@ from torch import Tensor
 
 from negpo.data.rows import fingerprint_rows
 from negpo.errors import TrainingStopped
-from negpo.trainers import _checkpoint
-from negpo.trainers._callbacks import EpochBegins, FiniteGradients
-from negpo.trainers._rl_collect import CollectsRollouts
-from negpo.trainers._rl_state import load_state, save_state
-from negpo.trainers._rl_watchdog import Watchdog
-from negpo.trainers._signals import StopOnSigterm
-from negpo.trainers._watch import HangWatch
+from negpo.trainers._policy.collect import CollectsRollouts
+from negpo.trainers._policy.state import load_state, save_state
+from negpo.trainers._policy.watchdog import Watchdog
+from negpo.trainers._run import checkpoint
+from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
+from negpo.trainers._run.hang_watch import HangWatch
+from negpo.trainers._run.signals import StopOnSigterm
 
 
 class GuardedRun(CollectsRollouts):
@@ -82,12 +82,12 @@ class GuardedRun(CollectsRollouts):
         kept = "nothing was trained yet"
         if step:
             folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-            if _checkpoint.damage(folder) is not None:
+            if checkpoint.damage(folder) is not None:
                 with contextlib.suppress(
                     TrainingStopped
                 ):  # the disk may be full too; the reason to stop is the other one
                     self._save_checkpoint(self.model, trial=None)
-            last = _checkpoint.last_complete(self.args.output_dir)
+            last = checkpoint.last_complete(self.args.output_dir)
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
         raise TrainingStopped(f"{what}, at step {step + 1}. The step was not taken; {kept}")
 
@@ -102,10 +102,10 @@ class GuardedRun(CollectsRollouts):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
-        resume = _checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
+        resume = checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
         self.micro_step, self.buffered = 0, None
         if resume is not None:
-            _checkpoint.check_provenance(resume, self._provenance())
+            checkpoint.check_provenance(resume, self._provenance())
             self._restore(Path(resume))
         with self.signals.listening(), self.watch.watching():
             return super().train(resume, *args, **kwargs)
@@ -135,7 +135,7 @@ class GuardedRun(CollectsRollouts):
     @contextlib.contextmanager
     def saving(self, trial: Any) -> Iterator[None]:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with _checkpoint.writing(self, folder, self._provenance()):
+        with checkpoint.writing(self, folder, self._provenance()):
             yield
 
     def _restore(self, folder: Path) -> None:
@@ -159,7 +159,7 @@ class GuardedRun(CollectsRollouts):
                 args.gradient_accumulation_steps,
                 args.num_iterations,
             ],
-        } | _checkpoint.layout(args, exact=True)  # every rank keeps its own part of the rollout
+        } | checkpoint.layout(args, exact=True)  # every rank keeps its own part of the rollout
 
     @property
     def _rows_digest(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from negpo.errors import TrainingInterrupted
-from negpo.trainers import _checkpoint
+from negpo.trainers._run import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class StopOnSigterm(TrainerCallback):
             if in_main:
                 signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
         if self.stopped_at is not None:
-            last = _checkpoint.last_complete(self.trainer.args.output_dir)
+            last = checkpoint.last_complete(self.trainer.args.output_dir)
             raise TrainingInterrupted(
                 f"SIGTERM: stopped after step {self.stopped_at}, saved as {last}. Go on with "
                 "--resume_from_checkpoint true"

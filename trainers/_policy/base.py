@@ -15,14 +15,14 @@ from negpo.errors import ConfigError
 from negpo.logprobs import LogprobBatch
 from negpo.objectives import clipped_policy_loss
 from negpo.rollout import RolloutEngine
-from negpo.trainers import _rl_batch as rows_
-from negpo.trainers._grpo import require_contract
-from negpo.trainers._rl_batch import DUMMY, EMPTY, REAL, Record
-from negpo.trainers._rl_collect import AdvantageFunction
-from negpo.trainers._rl_config import PolicyConfig
-from negpo.trainers._rl_data import as_dataset, fitting_prompts, guarded
-from negpo.trainers._rl_guard import GuardedRun
-from negpo.trainers._rl_terms import low_variance_kl, reduce_tokens, reduction_of
+from negpo.trainers._policy import batch as rows_
+from negpo.trainers._policy.batch import DUMMY, EMPTY, REAL, Record
+from negpo.trainers._policy.collect import AdvantageFunction
+from negpo.trainers._policy.config import PolicyConfig
+from negpo.trainers._policy.data import as_dataset, fitting_prompts, guarded
+from negpo.trainers._policy.grpo import require_contract
+from negpo.trainers._policy.guard import GuardedRun
+from negpo.trainers._policy.terms import low_variance_kl, reduce_tokens, reduction_of
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Any]  # (logps, old_logps, advantages, mask) -> loss
 

@@ -1,7 +1,7 @@
 """The adapter over TRL 1.16's GRPOTrainer: the only file that names its private methods.
 
 Every override calls ``super()`` and changes what goes in or comes out; no TRL method is copied. What negpo does with a
-rollout is in ``_rl_base.py`` and ``_rl_collect.py``, behind the public hooks at the top of the class.
+rollout is in ``base.py`` and ``collect.py``, behind the public hooks at the top of the class.
 ``broken_contract`` compares the names and signatures used here with the installed TRL; it is run before every training
 and by a test.
 """
@@ -17,9 +17,9 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from negpo.errors import ConfigError
-from negpo.trainers._model_card import WritesModelCard
-from negpo.trainers._rl_batch import Record
-from negpo.trainers._sharding import whole_while_generating
+from negpo.trainers._policy.batch import Record
+from negpo.trainers._run.model_card import WritesModelCard
+from negpo.trainers._run.sharding import whole_while_generating
 
 # private method -> its parameters after self
 CONTRACT = {

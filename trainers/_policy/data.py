@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 
 from negpo.errors import ConfigError, DataError
-from negpo.trainers._rl_config import PolicyConfig
-from negpo.trainers._rl_rewards import GuardedReward
+from negpo.trainers._policy.config import PolicyConfig
+from negpo.trainers._policy.rewards import GuardedReward
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from negpo.eval.problems import last_box
 from negpo.eval.protocols import Protocol, find_protocol
 from negpo.rewards import correctness_reward, length_reward
 from negpo.trainers import METHODS
-from negpo.trainers._model import load_tokenizer
-from negpo.trainers._rl_config import PolicyConfig
-from negpo.trainers._script import _init_kwargs, _nearest, _Parser, _peft_config, _with_recipe
+from negpo.trainers._policy.config import PolicyConfig
+from negpo.trainers._run.model import load_tokenizer
+from negpo.trainers._script.unlearn import _init_kwargs, _nearest, _Parser, _peft_config, _with_recipe
 
 logger = logging.getLogger(__name__)
 

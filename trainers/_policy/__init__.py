@@ -1,0 +1,1 @@
+"""Policy methods: rollouts, rewards, guards, and the adapter over TRL."""

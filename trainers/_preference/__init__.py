@@ -1,0 +1,1 @@
+"""Preference methods: preferred and dispreferred answers, their log-probs, pairs and lists."""

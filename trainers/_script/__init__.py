@@ -1,0 +1,1 @@
+"""``negpo train METHOD``: a recipe and flags in, a trained checkpoint out."""
