@@ -12,7 +12,7 @@ from negpo.errors import ConfigError, DataError
 from negpo.trainers import METHODS, SCRIPTS
 from negpo.trainers._script.policy import RLScriptArguments, parse, problem_rows, run_training
 
-RL_METHODS = [method for method, script in SCRIPTS.items() if script.endswith("_script_rl")]
+RL_METHODS = [method for method, script in SCRIPTS.items() if script.endswith("_script.policy")]
 RECIPES = sorted(path for method in RL_METHODS for path in CONFIGS.glob(f"recipes/{method}/*.yaml"))
 PUBLISHED = [path for path in RECIPES if not path.stem.startswith("lab")]
 
