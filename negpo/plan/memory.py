@@ -151,7 +151,7 @@ def _whole_gradients(shape: Shape, settings: Settings) -> dict[str, int]:
     """Gradients that exist beside their place: whole before they are sharded, or new before they are added.
 
     A tied embedding adds its own (V, H) gradient to the head's, except for stored rows in float32 on one CPU process,
-    where only its rows are added (``trainers._model.rows_of_tied_embedding``).
+    where only its rows are added (``trainers._run.model.rows_of_tied_embedding``).
     """
     if settings.lora_r:
         return {"head": 0, "layer": 0, "embedding": 0}
