@@ -14,7 +14,9 @@ from negpo.objectives.advantages import (
     signed_advantages,
 )
 from negpo.objectives.aft import aft_loss
+from negpo.objectives.arithmetic import extrapolate_weight, mix_weights
 from negpo.objectives.catnip import catnip_loss
+from negpo.objectives.ceu import ceu_loss
 from negpo.objectives.d2o import d2o_loss
 from negpo.objectives.dpo import dpo_loss
 from negpo.objectives.kto import kto_loss
@@ -23,35 +25,44 @@ from negpo.objectives.lipo import lipo_loss
 from negpo.objectives.n_pair import n_pair_loss, position_weighted_mean
 from negpo.objectives.nft import nft_loss
 from negpo.objectives.npo import npo_loss
+from negpo.objectives.pdu import dual_update, pdu_loss
 from negpo.objectives.policy_gradient import clipped_policy_loss
 from negpo.objectives.redi import redi_loss
 from negpo.objectives.resrl import resrl_token_weights
 from negpo.objectives.retain import retain_kl
 from negpo.objectives.rmu import rmu_control_vector, rmu_loss
+from negpo.objectives.sam import perturbed, sam_perturbation
 from negpo.objectives.simnpo import simnpo_loss
 from negpo.objectives.simpo import simpo_loss
 from negpo.objectives.step_dpo import first_pit, step_advantages, step_dpo_loss
 from negpo.objectives.token_weighted import satimp_loss, tnpo_loss, wga_loss
 from negpo.objectives.topr import topr_loss
 from negpo.objectives.u2a import u2a_scores, u2a_update_weights
+from negpo.objectives.undial import undial_loss
 from negpo.objectives.unpaired_kto import unpaired_kto_loss
 
 __all__ = [
     "aft_loss",
     "catnip_loss",
+    "ceu_loss",
     "clipped_policy_loss",
     "d2o_loss",
     "dpo_loss",
+    "dual_update",
+    "extrapolate_weight",
     "first_pit",
     "ga_loss",
     "group_advantages",
     "kto_loss",
     "lipo_loss",
+    "mix_weights",
     "n_pair_loss",
     "nft_loss",
     "ngrpo_advantages",
     "nll_loss",
     "npo_loss",
+    "pdu_loss",
+    "perturbed",
     "position_weighted_mean",
     "raft_advantages",
     "redi_loss",
@@ -60,6 +71,7 @@ __all__ = [
     "retain_kl",
     "rmu_control_vector",
     "rmu_loss",
+    "sam_perturbation",
     "satimp_loss",
     "signed_advantages",
     "simnpo_loss",
@@ -70,6 +82,7 @@ __all__ = [
     "topr_loss",
     "u2a_scores",
     "u2a_update_weights",
+    "undial_loss",
     "unpaired_kto_loss",
     "wga_loss",
 ]
