@@ -23,8 +23,8 @@ def undial_loss(
     Gradient on the logits: ``(p - q)/N``; ``dL/dlp_t = -(1 - w_t)/N``, ``dL/dK_t = w_t/N``.
 
     Caveats: ``beta = 0`` is plain self-distillation (gradient 0 at ``p == p_ref``); ``beta -> inf`` takes the label
-    out, CE-U's target from a frozen model. The floor is H(q) > 0. The released code indexes the vocabulary with label -100
-    and so distils every prompt and padding position too (see docs/open_unlearning.md).
+    out, CE-U's target from a frozen model. The floor is H(q) > 0. The released code indexes the vocabulary with label
+    -100 and so distils every prompt and padding position too (see docs/open_unlearning.md).
 
     Returns the loss, token statistics and ``mean_weight`` (mean of w: the share of the target that is not the label).
     """
