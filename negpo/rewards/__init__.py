@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from negpo.rewards.outcome import Rewards
     from negpo.rewards.pool import VerifierPool, default_pool
     from negpo.rewards.verdict import Verdict
+    from negpo.rewards.voting import vote_keys
 
 _EXPORTS = {
     "grade": "grader", "validate_gold": "golds", "validate_golds": "golds", "Verdict": "verdict",
     "VerifierPool": "pool", "default_pool": "pool",
     "correctness_reward": "functions", "format_reward": "functions", "length_reward": "functions",
-    "GradeOptions": "options", "Rewards": "outcome",
+    "GradeOptions": "options", "Rewards": "outcome", "vote_keys": "voting",
 }  # fmt: skip
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "length_reward",
     "validate_gold",
     "validate_golds",
+    "vote_keys",
 ]
 
 

@@ -58,7 +58,7 @@ def real_value(node: Node) -> Any | None:
         return math.inf if infinite == "+" else -math.inf
     if free_symbols(node):
         return None
-    arithmetic = _Numeric(_PRECISIONS[0])
+    arithmetic = Numeric(_PRECISIONS[0])
     try:
         return arithmetic.real(_exact(node, {}))
     except Undecided:
@@ -254,7 +254,7 @@ def _equal_at(left: Node, right: Node, point: dict[str, Fraction]) -> bool | Non
     differences = []
     imaginary = contains(left, {"const"}) or contains(right, {"const"})
     for digits in _PRECISIONS:
-        arithmetic = _Numeric(digits)
+        arithmetic = Numeric(digits)
         try:
             a, b = arithmetic.evaluate(left, point), arithmetic.evaluate(right, point)
         except Undefined:
@@ -280,7 +280,7 @@ def _is_real(value: Any) -> bool:
 _contexts = threading.local()
 
 
-class _Numeric:
+class Numeric:
     """Evaluation with a fixed number of digits, in a context of its own per thread (mpmath's global one is shared)."""
 
     max_magnitude = 1 << 62
@@ -296,6 +296,24 @@ class _Numeric:
         """Position of the leading bit, a small number for zero."""
         size = abs(value)
         return -(1 << 70) if size == 0 else int(self.mp.mag(size))
+
+    def text(self, value: Any, digits: int) -> str | None:
+        """Real and imaginary part: a fraction where it is one with a small denominator, else rounded to so many
+        digits; None for numbers known only by their size.
+        """
+        if isinstance(value, _Huge):
+            return None
+        parts = [part if abs(part) > abs(value) * _TINY else self.mp.zero for part in (value.real, value.imag)]
+        return " ".join(self.part_text(part, digits) for part in (parts if parts[1] else parts[:1]))
+
+    def part_text(self, part: Any, digits: int) -> str:
+        if part and abs(self.magnitude(part)) < 100:
+            mantissa, exponent = self.mp.frexp(part)
+            exact = Fraction(int(self.mp.ldexp(mantissa, self.mp.prec)), 1) * Fraction(2) ** (exponent - self.mp.prec)
+            close = exact.limit_denominator(10**6)
+            if abs(close - exact) <= abs(exact) / 10 ** (self.mp.dps - 12):
+                return str(close)
+        return str(self.mp.nstr(part, digits)).removesuffix(".0")
 
     def evaluate(self, node: Node, env: dict[str, Fraction]) -> Any:
         if node.op == "num":

@@ -152,16 +152,26 @@ def _canonical(word: str) -> str:
     return next(name for name, entry in _UNITS.items() if entry == _UNITS[word])
 
 
+def base_units(unit: Unit) -> tuple[Fraction, str]:
+    """The factor to the base units of a unit's dimensions, and the dimensions as text."""
+    factor, dimensions = _measure(unit)
+    return factor, " ".join(f"{name}^{power}" for name, power in sorted(dimensions.items()))
+
+
 def conversion(source: Unit, target: Unit) -> Fraction | None:
     """Factor from one unit to the other; None when they measure different things."""
     if source == target:
         return Fraction(1)
-    dimensions: list[dict[str, int]] = [{}, {}]
-    factors = [Fraction(1), Fraction(1)]
-    for index, unit in enumerate((source, target)):
-        for name, power in unit:
-            dimension, factor = _UNITS.get(name, (f"word {name}", Fraction(1)))
-            dimensions[index][dimension] = dimensions[index].get(dimension, 0) + power
-            factors[index] *= factor**power
-    strip = [{key: value for key, value in entry.items() if value} for entry in dimensions]
-    return factors[0] / factors[1] if strip[0] == strip[1] else None
+    (first, left), (second, right) = _measure(source), _measure(target)
+    return first / second if left == right else None
+
+
+def _measure(unit: Unit) -> tuple[Fraction, dict[str, int]]:
+    """Factor and powers of the dimensions; an unknown word is a dimension of its own."""
+    factor = Fraction(1)
+    dimensions: dict[str, int] = {}
+    for name, power in unit:
+        dimension, size = _UNITS.get(name, (f"word {name}", Fraction(1)))
+        dimensions[dimension] = dimensions.get(dimension, 0) + power
+        factor *= size**power
+    return factor, {name: power for name, power in dimensions.items() if power}
