@@ -12,8 +12,9 @@ from negpo.data.qa import IGNORE, Item
 from negpo.errors import ConfigError
 from negpo.eval.scoring import Batching
 from negpo.logprobs.head import head_of
+from negpo.logprobs.products import compute_dtype
 from negpo.logprobs.softmax import RunningSoftmax
-from negpo.logprobs.tiles import LogitMap, TiledHead, compute_dtype, label_overlap, label_rows
+from negpo.logprobs.tiles import LogitMap, TiledHead, label_overlap, label_rows
 from negpo.models import check_vocabulary, evaluating, unwrap
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f")

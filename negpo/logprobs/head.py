@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from negpo.logprobs.products import Products
 from negpo.logprobs.tiles import LogitMap
 
 _WRAPPED = ("module", "_fsdp_wrapped_module", "_orig_mod")
@@ -15,12 +16,16 @@ _WRAPPED = ("module", "_fsdp_wrapped_module", "_orig_mod")
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """weight (V, H), bias (V,) or None; the model's logit is ``softcap * tanh(logit_scale * (h·w + b) / softcap)``."""
+    """weight (V, H), bias (V,) or None; the model's logit is ``softcap * tanh(logit_scale * (h·w + b) / softcap)``.
+
+    ``products``: precision of its matrix products; None to choose by the dtype of the states.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
+    products: Products | None = None
 
     def logit_map(self, temperature: float = 1.0) -> LogitMap:
         return LogitMap(self.logit_scale, self.softcap, temperature)

@@ -11,6 +11,7 @@ value and its gradient are exactly 0.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from negpo.logprobs.head import HeadSpec, head_of
 from negpo.logprobs.model import choose_layout, eval_mode, run_with_head, supports_packing
+from negpo.logprobs.products import Products, autocast_dtype
 from negpo.logprobs.softmax import RunningSoftmax
-from negpo.logprobs.tiles import HeadGradient, TiledHead, compute_dtype, full, gathered, no_autocast
+from negpo.logprobs.tiles import HeadGradient, TiledHead, full, gathered, no_autocast
 
 
 def streamed_kl(
@@ -41,6 +43,7 @@ def streamed_kl(
     Raises ValueError for shapes that do not fit and for a mask without True.
     """
     policy, ref = _spec(policy_head), _spec(ref_head)
+    products = policy.products or Products.choose(policy_hidden, autocast_dtype(policy_hidden.device))
     if policy_hidden.shape[:-1] != ref_hidden.shape[:-1]:
         raise ValueError(
             f"policy and reference states must cover the same positions, got {tuple(policy_hidden.shape)} and "
@@ -60,7 +63,9 @@ def streamed_kl(
                 f"policy and reference must share a vocabulary, their heads have {policy.weight.shape[0]} and "
                 f"{ref.weight.shape[0]} rows"
             )
-        return _StreamedKL.apply(states, policy.weight, policy.bias, ref_states.detach(), policy, ref, tile_bytes)
+        return _StreamedKL.apply(
+            states, policy.weight, policy.bias, ref_states.detach(), policy, ref, tile_bytes, products
+        )
 
 
 def retain_kl_from_models(
@@ -109,7 +114,7 @@ def _peft_model(model: Any) -> Any:
 
 def _spec(head: HeadSpec | Tensor) -> HeadSpec:
     if isinstance(head, HeadSpec):
-        return HeadSpec(full(head.weight), full(head.bias), head.logit_scale, head.softcap)
+        return replace(head, weight=full(head.weight), bias=full(head.bias))
     return HeadSpec(full(head))
 
 
@@ -126,9 +131,10 @@ class _StreamedKL(torch.autograd.Function):
         policy: HeadSpec,
         ref: HeadSpec,
         tile_bytes: int | None,
+        products: Products,
     ) -> Tensor:
-        ctx.policy, ctx.ref, ctx.tile_bytes = policy, ref, tile_bytes
-        heads = _heads(hidden, weight, bias, ref_hidden, policy, ref, tile_bytes)
+        ctx.policy, ctx.ref, ctx.tile_bytes, ctx.products = policy, ref, tile_bytes, products
+        heads = _heads(hidden, weight, bias, ref_hidden, policy, ref, tile_bytes, products)
         kl, log_z, ref_log_z = _kl(*heads)
         ctx.save_for_backward(hidden, weight, bias, ref_hidden, log_z, ref_log_z)
         return kl.mean()
@@ -138,9 +144,9 @@ class _StreamedKL(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ref_hidden, log_z, ref_log_z = ctx.saved_tensors
         with gathered(weight, bias, ctx.ref.weight, ctx.ref.bias), no_autocast(hidden.device):
-            heads = _heads(hidden, weight, bias, ref_hidden, ctx.policy, ctx.ref, ctx.tile_bytes)
+            heads = _heads(hidden, weight, bias, ref_hidden, ctx.policy, ctx.ref, ctx.tile_bytes, ctx.products)
             grads = _kl_backward(*heads, log_z, ref_log_z, grad / hidden.shape[0], ctx.needs_input_grad)
-        return None if grads[0] is None else grads[0].to(hidden.dtype), *grads[1:], *(None,) * 4
+        return None if grads[0] is None else grads[0].to(hidden.dtype), *grads[1:], *(None,) * 5
 
 
 def _heads(
@@ -151,18 +157,18 @@ def _heads(
     policy: HeadSpec,
     ref: HeadSpec,
     tile_bytes: int | None,
+    products: Products,
 ) -> tuple[TiledHead, TiledHead]:
-    dtype = compute_dtype(hidden)
     return (
-        TiledHead(hidden.to(dtype), weight, bias, policy.logit_map(), tile_bytes),
-        TiledHead(ref_hidden.to(dtype), ref.weight, ref.bias, ref.logit_map(), tile_bytes),
+        TiledHead(hidden, weight, bias, policy.logit_map(), tile_bytes, products),
+        TiledHead(ref_hidden, ref.weight, ref.bias, ref.logit_map(), tile_bytes, products),
     )
 
 
 def _kl(head: TiledHead, ref: TiledHead) -> tuple[Tensor, Tensor, Tensor]:
     """(KL, log Z of the policy, log Z of the reference), each (n,)."""
-    running, ref_running = RunningSoftmax(head.hidden), RunningSoftmax(ref.hidden)
-    gap = head.hidden.new_zeros(head.n)  # Σ exp(r - peak) (r - z)
+    gap = head.new_zeros(head.n)  # Σ exp(r - peak) (r - z)
+    running, ref_running = RunningSoftmax(gap), RunningSoftmax(gap)
     for (columns, weight_tile), (_, ref_tile) in zip(head.vocab_tiles(), ref.vocab_tiles(), strict=True):
         for rows in head.token_tiles():
             logits = head.logits(rows, columns, weight_tile)
@@ -179,7 +185,7 @@ def _kl_backward(
     head: TiledHead, ref: TiledHead, log_z: Tensor, ref_log_z: Tensor, scale: Tensor, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``scale * (p - q)`` on the logits, carried to hidden, weight and bias of the policy."""
-    grad_hidden = torch.zeros_like(head.hidden) if needs[0] else None
+    grad_hidden = head.new_zeros(*head.hidden.shape) if needs[0] else None
     gradient = HeadGradient(head, needs_weight=needs[1], needs_bias=needs[2])
     scale = scale * head.logit_map.factor
     for (columns, weight_tile), (_, ref_tile) in zip(head.vocab_tiles(), ref.vocab_tiles(), strict=True):
@@ -191,7 +197,7 @@ def _kl_backward(
             if slope is not None:
                 grad_tile.mul_(slope)
             if grad_hidden is not None:
-                grad_hidden[rows].addmm_(grad_tile, weight_tile)
+                head.products.addmm_(grad_hidden[rows], head.products.factor(grad_tile), weight_tile)
             gradient.add(rows, columns, grad_tile)
         gradient.finish(columns)
     return grad_hidden, gradient.weight, gradient.bias

@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from negpo.logprobs.core import score_tokens
 from negpo.logprobs.head import HeadSpec, head_module, head_of, unwrap
 from negpo.logprobs.layout import Layout, can_repack, choose_lines, packed_layout, padded_layout
+from negpo.logprobs.products import Products, autocast_dtype
 from negpo.logprobs.tiles import full, gathered, no_autocast
 
 _PROBE = (0.0, 1.0, -2.5, 7.0, 40.0, -90.0)
@@ -62,12 +63,13 @@ def model_token_logprobs(
     packing: str = "auto",
     layout: Layout | None = None,
     tile_bytes: int | None = None,
+    product_dtype: torch.dtype | None = None,
 ) -> LogprobBatch:
     """Log-probabilities of all labelled tokens of a batch, through any wrapper, differentiable unless under no_grad.
 
     input_ids, labels: (B, T) int64, -100 where a label does not count; attention_mask: (B, T), None for no padding.
     packing: "auto" (cheapest layout that the model supports), "padded" (the batch as it is) or "packed"; a ready
-    ``layout`` (negpo.logprobs.shared) takes its place.
+    ``layout`` (negpo.logprobs.shared) takes its place. tile_bytes, product_dtype: as in ``token_logprobs``.
     """
     labels = labels[:, 1:]
     mask = labels != -100
@@ -78,12 +80,13 @@ def model_token_logprobs(
     def head_function(hidden: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
         check_vocabulary(targets, head)
         states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, flat)
+        logit_map = head.logit_map(temperature)
         scores = score_tokens(
-            states, head.weight, head.bias, targets, head.logit_map(temperature), return_entropy, tile_bytes
+            states, head.weight, head.bias, targets, logit_map, return_entropy, tile_bytes, head.products
         )
         return (*scores, hidden) if return_hidden else scores
 
-    scores = run_with_head(model, layout, head_function)
+    scores = run_with_head(model, layout, head_function, product_dtype)
     logps = spread(scores[0], order, mask)
     entropy = spread(scores[1], order, mask) if return_entropy else None
     return LogprobBatch(logps, mask, entropy, unpack(scores[-1], layout)[:, :-1] if return_hidden else None)
@@ -116,8 +119,13 @@ def choose_layout(
     return padded_layout(input_ids, attention_mask)
 
 
-def run_with_head(model: nn.Module, layout: Layout, head_function: HeadFunction) -> tuple[Tensor, ...]:
-    """Runs the (wrapped) model on a layout with ``head_function`` in the place of its head; returns its tensors."""
+def run_with_head(
+    model: nn.Module, layout: Layout, head_function: HeadFunction, product_dtype: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
+    """Runs the (wrapped) model on a layout with ``head_function`` in the place of its head; returns its tensors.
+
+    The head it is given carries the precision of its products: ``product_dtype``, or what the model computes in.
+    """
     inputs = {"input_ids": layout.input_ids, "use_cache": False}
     if layout.attention_mask is not None:
         inputs["attention_mask"] = layout.attention_mask
@@ -128,8 +136,9 @@ def run_with_head(model: nn.Module, layout: Layout, head_function: HeadFunction)
 
     def forward(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         spec = head_of(model)
+        products = Products.choose(hidden, autocast_dtype(hidden.device), product_dtype)
         with gathered(spec.weight, spec.bias), no_autocast(hidden.device):
-            spec = HeadSpec(full(spec.weight), full(spec.bias), spec.logit_scale, spec.softcap)
+            spec = replace(spec, weight=full(spec.weight), bias=full(spec.bias), products=products)
             results.extend(head_function(hidden.to(spec.weight.device), spec))
         probe = torch.tensor(_PROBE, device=hidden.device).view(1, 1, -1)
         return _Tie.apply(probe, *results)[0] if torch.is_grad_enabled() else probe

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from negpo.logprobs.head import HeadSpec
 from negpo.logprobs.model import check_vocabulary, choose_layout, run_with_head, sorted_targets, spread
+from negpo.logprobs.products import Products
 from negpo.logprobs.softmax import RunningSoftmax
-from negpo.logprobs.tiles import LogitMap, TiledHead, compute_dtype, label_overlap, label_rows
+from negpo.logprobs.tiles import LogitMap, TiledHead, label_overlap, label_rows
 
 # min-k++ (arXiv 2404.02936) as open-unlearning computes it keeps the variance away from zero by this much.
 MIN_VARIANCE = 1e-6
@@ -50,7 +51,7 @@ def model_token_stats(
     def head_function(hidden: Tensor, head: HeadSpec) -> tuple[Tensor, ...]:
         check_vocabulary(targets, head)
         states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, flat)
-        return token_stats(states, head.weight, head.bias, targets, head.logit_map(), tile_bytes)
+        return token_stats(states, head.weight, head.bias, targets, head.logit_map(), tile_bytes, head.products)
 
     logps, correct, mean, std = (spread(part, order, mask) for part in run_with_head(model, layout, head_function))
     return TokenStats(logps, mask, correct, mean, std)
@@ -63,14 +64,15 @@ def token_stats(
     labels: Tensor,
     logit_map: LogitMap,
     tile_bytes: int | None = None,
+    products: Products | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(logps, correct, mean, std), each (n,), for states (n, H) and *ascending* labels (n,).
 
     Where several entries share the largest logit the first one counts as the argmax, as in ``torch.argmax``.
     """
-    head = TiledHead(hidden.to(compute_dtype(hidden)), weight, bias, logit_map, tile_bytes)
-    running = RunningSoftmax(head.hidden, moments=2)
-    label_logit = head.hidden.new_zeros(head.n)
+    head = TiledHead(hidden, weight, bias, logit_map, tile_bytes, products)
+    label_logit = head.new_zeros(head.n)
+    running = RunningSoftmax(label_logit, moments=2)
     best = torch.zeros_like(labels)
     bounds = label_rows(labels, head)
     for columns, weight_tile in head.vocab_tiles():

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from negpo.logprobs.products import Products
+
 # 4 MiB of float32 logits stay in the second-level cache of a server core: the exponentials then cost a few percent of
 # the matrix products (measured: same GEMM speed from 512 to 8192 columns). GPUs want larger tiles to fill the device.
 CPU_TILE_BYTES = 4 * 2**20
@@ -54,11 +56,6 @@ class LogitMap:
         return tanh.mul_(tanh).neg_().add_(1.0)
 
 
-def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """float32 for everything but float64, which stays so that ``gradcheck`` can be used."""
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
 def tile_shape(n_tokens: int, vocab: int, device: torch.device, tile_bytes: int | None) -> tuple[int, int]:
     """(tokens, vocabulary entries) of a tile that holds at most ``tile_bytes`` of float32 logits.
 
@@ -74,30 +71,43 @@ def tile_shape(n_tokens: int, vocab: int, device: torch.device, tile_bytes: int 
 class TiledHead:
     """Walks over the logits of ``hidden @ weight.T`` one (tokens, vocabulary) tile at a time.
 
-    The vocabulary is the outer loop: a weight tile is upcast once, and its gradient is complete (and can be rounded to
-    the weight's dtype) before the next tile begins: a float32 copy of a bfloat16 head or of its gradient never exists.
+    The vocabulary is the outer loop: a weight tile is converted once, and its gradient is complete (and can be rounded
+    to the weight's dtype) before the next tile begins: a float32 copy of a bfloat16 head or of its gradient never
+    exists.
 
-    hidden: (n, H) in the compute dtype; weight: (V, H) and bias: (V,) in any floating dtype.
+    hidden: (n, H), weight: (V, H) and bias: (V,) in any floating dtype. ``products`` None: chosen by hidden's dtype.
     """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, logit_map: LogitMap, tile_bytes: int | None
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        logit_map: LogitMap,
+        tile_bytes: int | None,
+        products: Products | None = None,
     ):
-        self.hidden, self.weight, self.bias, self.logit_map = hidden, weight, bias, logit_map
+        self.products = products or Products.choose(hidden)
+        self.hidden = self.products.factor(hidden)
+        self.weight, self.bias, self.logit_map = weight, bias, logit_map
         self.n, self.vocab = hidden.shape[0], weight.shape[0]
         self.tile_bytes = tile_bytes
         self.tokens, self.width = tile_shape(self.n, self.vocab, hidden.device, tile_bytes)
-        self._buffer = hidden.new_empty(self.tokens * self.width)
+        self._buffer = self.hidden.new_empty(self.tokens * self.width, dtype=self.products.results)
+
+    def new_zeros(self, *shape: int) -> Tensor:
+        """Zeros in the dtype of results, on the head's device."""
+        return self.hidden.new_zeros(shape, dtype=self.products.results)
 
     def take(self, index: Tensor) -> TiledHead:
         """The same head over fewer tokens."""
-        return TiledHead(self.hidden[index], self.weight, self.bias, self.logit_map, self.tile_bytes)
+        return TiledHead(self.hidden[index], self.weight, self.bias, self.logit_map, self.tile_bytes, self.products)
 
     def vocab_tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """(columns, weight rows in the compute dtype)."""
+        """(columns, weight rows as a factor of products)."""
         for start in range(0, self.vocab, self.width):
             columns = slice(start, min(start + self.width, self.vocab))
-            yield columns, self.weight[columns].to(self.hidden.dtype)
+            yield columns, self.products.factor(self.weight[columns])
 
     def token_tiles(self) -> Iterator[slice]:
         """Row ranges; one empty range when there are no tokens, so that gradients are still written (as zeros)."""
@@ -108,10 +118,9 @@ class TiledHead:
         """Logits (rows, columns) in a buffer that the next call overwrites."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         tile = self._buffer[: shape[0] * shape[1]].view(shape)
-        if self.bias is None:
-            torch.mm(self.hidden[rows], weight_tile.t(), out=tile)
-        else:
-            torch.addmm(self.bias[columns].to(tile.dtype), self.hidden[rows], weight_tile.t(), out=tile)
+        self.products.mm(self.hidden[rows], weight_tile.t(), out=tile)
+        if self.bias is not None:
+            tile += self.bias[columns]
         return self.logit_map.apply_(tile)
 
 
@@ -122,21 +131,20 @@ class HeadGradient:
         self.head = head
         self.weight = torch.empty_like(head.weight) if needs_weight else None
         self.bias = torch.empty_like(head.bias) if needs_bias and head.bias is not None else None
-        same_dtype = self.weight is not None and self.weight.dtype == head.hidden.dtype
+        same_dtype = self.weight is not None and self.weight.dtype == head.products.results
         self._scratch = None
         if self.weight is not None and not same_dtype:
-            self._scratch = head.hidden.new_empty(head.width, head.weight.shape[1])
-        self._bias_sum = head.hidden.new_zeros(0)
+            self._scratch = torch.empty_like(head.weight[: head.width], dtype=head.products.results)
+        self._bias_sum = head.new_zeros(0)
 
     def add(self, rows: slice, columns: slice, grad_tile: Tensor) -> None:
         """Adds one tile's share; call for all row ranges of a column range, then ``finish`` the column range."""
         first = rows.start == 0
         if self.weight is not None:
             out = self.weight[columns] if self._scratch is None else self._scratch[: columns.stop - columns.start]
-            if first:
-                torch.mm(grad_tile.t(), self.head.hidden[rows], out=out)
-            else:
-                out.addmm_(grad_tile.t(), self.head.hidden[rows])
+            multiply = self.head.products.mm if first else self.head.products.addmm_
+            factor = self.head.products.factor(grad_tile)
+            multiply(a=factor.t(), b=self.head.hidden[rows], out=out)
         if self.bias is not None:
             if first:
                 self._bias_sum = grad_tile.new_zeros(grad_tile.shape[1])
