@@ -88,7 +88,8 @@ def _keep(problem: Problem, kept: int, budget: int) -> Plan:
     # logits: written, read for log Z, read for D; D: written once, read by each product of the backward
     traffic = 3 * _LOGIT + problem.width * products
     seconds = _seconds(problem, products, traffic, rows, accumulates=False)
-    return Plan("keep", rows, seconds, kept, rows * problem.vocab * _LOGIT, _states(problem))
+    numbers = problem.tokens * problem.hidden  # of the states; scaled by the upstream gradient in float32, then rounded
+    return Plan("keep", rows, seconds, kept, rows * problem.vocab * _LOGIT, numbers * (4 + problem.width))
 
 
 def _recompute(problem: Problem, budget: int) -> Plan:

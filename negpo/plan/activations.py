@@ -13,16 +13,14 @@ Korthikanti et al. (arXiv 2205.05198, eq. 2) count 34 H + 5 a s bytes for GPT wi
 attention (arXiv 2205.14135) has no s^2 term, dropout is 0 here. With gradient checkpointing (arXiv 1604.06174) a layer
 keeps its input, w H, and one layer at a time is computed again.
 
-The head of ``negpo.logprobs`` never holds (tokens, V) logits: n answer tokens cost their states, a gradient of them in
-float32, and one tile.
+The head of ``negpo.logprobs`` holds one tile of logits on a CPU, and on CUDA what its plan says that a sixteenth of the
+device's memory permits (``negpo.logprobs.row_plan``); n answer tokens cost their states and a gradient of them as well.
 """
 
 from dataclasses import dataclass
 
 from negpo.plan.settings import DTYPES, Settings
 from negpo.plan.shapes import Shape
-
-TRL_TILE = (4096, 32768)  # tokens and vocabulary entries of trl.kernels' tile, which negpo uses on CUDA
 
 
 def saved_per_layer(shape: Shape, settings: Settings) -> int:
@@ -60,15 +58,11 @@ def layer_scratch(shape: Shape, settings: Settings) -> int:
 
 @dataclass(frozen=True)
 class HeadBytes:
-    """Of the log-prob head in one forward: saved until its backward, and beyond that in the forward and the backward.
-
-    ``whole_gradient``: float32 copy of the head's gradient that TRL's kernel accumulates into (CUDA, bf16).
-    """
+    """Of the log-prob head in one forward: saved until its backward, and beyond that in forward and backward."""
 
     saved: int
     forward: int
     backward: int
-    whole_gradient: int
 
 
 def head_bytes(shape: Shape, settings: Settings) -> HeadBytes:
@@ -79,9 +73,13 @@ def head_bytes(shape: Shape, settings: Settings) -> HeadBytes:
     """
     n, h, w = settings.answer_tokens, shape.hidden, DTYPES[settings.dtype]
     if settings.device_type == "cuda":
-        tile = min(n, TRL_TILE[0]) * min(shape.vocab, TRL_TILE[1]) * w
-        whole = 4 * shape.head_matrix if w == 2 and not settings.lora_r else 0
-        return HeadBytes(w * n * h, tile, tile + (4 + (w if w == 2 else 0)) * n * h, whole)
+        from negpo.logprobs.row_plan import BUDGET_SHARE, Problem, choose_plan  # imports torch
+
+        plan = choose_plan(
+            Problem(n, h, shape.vocab, w, not settings.lora_r, True), int(settings.memory * BUDGET_SHARE)
+        )
+        kept, passing = (0, w * n * h) if plan.name == "direct" else (w * n * h, 0)  # the states of answer tokens
+        return HeadBytes(plan.held + kept, plan.forward_bytes + passing, plan.backward_bytes + w * n * h)
     tokens, width = _cpu_tile(n, shape.vocab)
     only_one = tokens >= n and width >= shape.vocab
     entropy = bool(settings.cost.updates)
@@ -90,8 +88,8 @@ def head_bytes(shape: Shape, settings: Settings) -> HeadBytes:
     cast = 4 if w == 2 else 0
     if settings.lora_r:  # the forward makes the gradient's direction, the backward one product
         kept = 4 * n * h + (w * n * h if entropy else 0)
-        return HeadBytes(kept, tiles * tile + row + (w + cast) * n * h, 4 * n * h, 0)
-    return HeadBytes(w * n * h, tiles * tile + row, tiles_back * tile + 2 * row + (4 + w + 2 * cast) * n * h, 0)
+        return HeadBytes(kept, tiles * tile + row + (w + cast) * n * h, 4 * n * h)
+    return HeadBytes(w * n * h, tiles * tile + row, tiles_back * tile + 2 * row + (4 + w + 2 * cast) * n * h)
 
 
 def _cpu_tile(tokens: int, vocab: int) -> tuple[int, int]:

@@ -125,7 +125,7 @@ def _forward_and_backward(shape: Shape, settings: Settings) -> list[Moment]:
 
     return [
         moment("head, forward", -1, all_layers, head.saved + head.forward),
-        moment("head, backward", 0, all_layers, head.saved + head.backward + head.whole_gradient + whole["head"]),
+        moment("head, backward", 0, all_layers, head.saved + head.backward + whole["head"]),
         moment("last layer, backward", 1, all_layers - final + again + scratch, transient=whole["layer"]),
         moment("first layer, backward", shape.layers, kept + again + scratch, transient=whole["layer"]),
         moment("embedding, backward", shape.layers + 1, stream, transient=whole["embedding"]),

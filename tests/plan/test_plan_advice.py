@@ -73,7 +73,7 @@ def test_more_devices_are_tried_last_and_stop_where_they_no_longer_help(llama_8b
 def test_an_engine_in_the_same_process_may_move_to_devices_of_its_own(llama_8b):
     settings = Settings(
         method="nsr", engine="vllm", strategy="zero3", devices=8, micro_batch=8, gradient_checkpointing=True,
-        memory=40 * GIB,
+        memory=34 * GIB,
     )  # fmt: skip
     plan = make_plan(llama_8b, settings)
     assert plan.does_not_fit is not None
