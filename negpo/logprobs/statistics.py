@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from negpo.logprobs.head import HeadSpec
+from negpo.logprobs.products import Products, autocast_dtype
 from negpo.logprobs.softmax import RunningSoftmax
-from negpo.logprobs.tiles import HeadGradient, TiledHead, compute_dtype, full, gathered, no_autocast
+from negpo.logprobs.tiles import HeadGradient, TiledHead, full, gathered, no_autocast
 
 ABSENT = -1e30  # logit of a label that is left out: its exponential is 0 and 0 * ABSENT is 0, unlike 0 * -inf
 
@@ -66,8 +67,8 @@ class Complement(Statistic):
     """``log(1 - p_y)``, and the entropy of the distribution that is left when the label is taken out."""
 
     def measure(self, tiles: Iterator[Tile], head: TiledHead, labels: Tensor) -> tuple[Tensor, Tensor | None, tuple]:
-        rest = RunningSoftmax(head.hidden, moments=1)
-        label_logit = head.hidden.new_zeros(head.n)
+        label_logit = head.new_zeros(head.n)
+        rest = RunningSoftmax(label_logit, moments=1)
         for tile in tiles:
             take_out(tile, tile.logits, labels, label_logit)
             rest.update(tile.rows, tile.logits)
@@ -90,8 +91,8 @@ class Spread(Statistic):
     """``max_v z - mean_v z``. Where several entries are largest, the first one carries the gradient."""
 
     def measure(self, tiles: Iterator[Tile], head: TiledHead, labels: Tensor) -> tuple[Tensor, Tensor | None, tuple]:
-        largest = head.hidden.new_full((head.n,), -torch.inf)
-        best, total = torch.zeros_like(labels), head.hidden.new_zeros(head.n)
+        largest = head.new_zeros(head.n).fill_(-torch.inf)
+        best, total = torch.zeros_like(labels), head.new_zeros(head.n)
         for tile in tiles:
             top, where = tile.logits.max(1)
             better = top > largest[tile.rows]
@@ -115,8 +116,8 @@ class RestCrossEntropy(Statistic):
     uses_reference = True
 
     def measure(self, tiles: Iterator[Tile], head: TiledHead, labels: Tensor) -> tuple[Tensor, Tensor | None, tuple]:
-        policy, rest = RunningSoftmax(head.hidden), RunningSoftmax(head.hidden)
-        ref_label, mean_logit = head.hidden.new_zeros(head.n), head.hidden.new_zeros(head.n)
+        ref_label, mean_logit = head.new_zeros(head.n), head.new_zeros(head.n)
+        policy, rest = RunningSoftmax(ref_label), RunningSoftmax(ref_label)
         for tile in tiles:
             assert tile.reference is not None
             take_out(tile, tile.reference, labels, ref_label)
@@ -162,6 +163,7 @@ def token_statistic(
     used, or of another vocabulary.
     """
     spec, ref_spec = _spec(head), None if ref_head is None else _spec(ref_head)
+    spec = replace(spec, products=spec.products or Products.choose(hidden, autocast_dtype(hidden.device)))
     if hidden.dim() != 2 or labels.shape != hidden.shape[:1]:
         raise ValueError(f"states must be (n, H) and labels (n,), got {tuple(hidden.shape)} and {tuple(labels.shape)}")
     if statistic.uses_reference != (ref_hidden is not None and ref_spec is not None):
@@ -186,7 +188,7 @@ def token_statistic(
 
 def _spec(head: HeadSpec | Tensor) -> HeadSpec:
     if isinstance(head, HeadSpec):
-        return HeadSpec(full(head.weight), full(head.bias), head.logit_scale, head.softcap)
+        return replace(head, weight=full(head.weight), bias=full(head.bias))
     return HeadSpec(full(head))
 
 
@@ -232,7 +234,7 @@ class _Statistic(torch.autograd.Function):
         ref = [] if ctx.ref_spec is None else [ctx.ref_spec.weight, ctx.ref_spec.bias]
         with gathered(weight, bias, *ref), no_autocast(hidden.device):
             head, reference = _heads(hidden, weight, bias, ref_hidden, ctx.spec, ctx.ref_spec, ctx.tile_bytes)
-            grad_hidden = torch.zeros_like(head.hidden) if ctx.needs_input_grad[0] else None
+            grad_hidden = head.new_zeros(*head.hidden.shape) if ctx.needs_input_grad[0] else None
             gradient = HeadGradient(head, needs_weight=ctx.needs_input_grad[1], needs_bias=ctx.needs_input_grad[2])
             for tile in _tiles(head, reference):
                 slope = head.logit_map.cap_slope(tile.logits)
@@ -242,7 +244,7 @@ class _Statistic(torch.autograd.Function):
                 if head.logit_map.factor != 1.0:
                     pull.mul_(head.logit_map.factor)
                 if grad_hidden is not None:
-                    grad_hidden[tile.rows].addmm_(pull, tile.weight)
+                    head.products.addmm_(grad_hidden[tile.rows], head.products.factor(pull), tile.weight)
                 gradient.add(tile.rows, tile.columns, pull)
                 if tile.rows.stop >= head.n:
                     gradient.finish(tile.columns)
@@ -263,9 +265,8 @@ def _heads(
     ref_spec: HeadSpec | None,
     tile_bytes: int | None,
 ) -> tuple[TiledHead, TiledHead | None]:
-    dtype = compute_dtype(hidden)
-    head = TiledHead(hidden.to(dtype), weight, bias, spec.logit_map(), tile_bytes)
+    head = TiledHead(hidden, weight, bias, spec.logit_map(), tile_bytes, spec.products)
     if ref_hidden is None or ref_spec is None:
         return head, None
-    ref = TiledHead(ref_hidden.to(dtype), ref_spec.weight, ref_spec.bias, ref_spec.logit_map(), tile_bytes)
-    return head, ref
+    ref_map = ref_spec.logit_map()
+    return head, TiledHead(ref_hidden, ref_spec.weight, ref_spec.bias, ref_map, tile_bytes, spec.products)
