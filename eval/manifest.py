@@ -6,9 +6,7 @@ not enter, because results do not depend on them.
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,7 @@ from negpo.data.io import strict
 from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError
 from negpo.models import checkpoint_tensors, equal_weights, hash_model, hash_tokenizer
-
-PACKAGES = (
-    "negpo",
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "tokenizers",
-    "peft",
-    "numpy",
-    "scipy",
-    "rouge-score",
-    "datasets",
-)
+from negpo.versions import versions
 
 
 def build_manifest(
@@ -62,17 +47,6 @@ def build_manifest(
         **identity,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def refuse_unchanged(folder: str | Path, target: str | Path) -> None:

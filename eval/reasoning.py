@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from negpo.data.io import append_jsonl, atomic_write_json, read_jsonl, repair_jsonl, strict
+from negpo.data.problems import Problem
+from negpo.data.protocols import Protocol
 from negpo.data.rows import fingerprint_rows
 from negpo.errors import ConfigError
-from negpo.eval.problems import Problem
-from negpo.eval.protocols import Protocol
 from negpo.eval.reasoning_summary import summarise
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ReasoningRun:
 
     Args:
         engine: draws the samples; see `negpo.rollout`.
-        problems: from `negpo.eval.problems`.
+        problems: from `negpo.data.problems`.
         manifest: identity of model, tokenizer and engine (`negpo.eval.manifest`); completed here.
         kind: answer kind handed to the grader, when the benchmark knows it.
         prompts_per_call: problems handed to the engine at once; grading of one call overlaps the next.

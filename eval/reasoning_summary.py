@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from negpo.data.problems import Problem
+from negpo.data.protocols import Protocol
 from negpo.eval.passk import Interval, analytic_stderr, bootstrap, default_ks, interval, majority_at_k, pass_at_k_curve
-from negpo.eval.problems import Problem
-from negpo.eval.protocols import Protocol
 
 Key = tuple[str, int]
 Rows = Mapping[Key, Mapping[str, Any]]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from negpo.logprobs.tiles import LogitMap
 
 _TRL_VOCAB_CHUNK = 32768
 
@@ -24,11 +21,12 @@ def has_trl_kernel() -> bool:
 
 
 def trl_token_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, logit_map: LogitMap, return_entropy: bool
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, logit_map: Any, return_entropy: bool
 ) -> tuple[Tensor, ...]:
     """``(logps,)`` or ``(logps, entropy)``, float32 (n,), from ``trl.kernels.ChunkedLogProbFunction`` (TRL 1.16).
 
-    hidden (n, H), weight (V, H), labels (n,). Its matrix products run in ``hidden.dtype``, its sums in float32.
+    hidden (n, H), weight (V, H), labels (n,); logit_map has ``temperature``, ``softcap`` and ``scale``. Matrix products
+    run in ``hidden.dtype``, sums in float32.
     """
     from trl.kernels import ChunkedLogProbFunction
 

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from negpo.data.io import atomic_write
-from negpo.eval.manifest import versions
 from negpo.methods import TABLE, Method
+from negpo.versions import versions
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

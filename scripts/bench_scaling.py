@@ -4,10 +4,10 @@
     python scripts/bench_scaling.py --out bench_scaling.md --save-mfu mfu.json   # about 5 minutes on 2 quiet cores
     python scripts/bench_scaling.py --small                                      # a few seconds, for tests
 
-Real trainers take real steps (`negpo.plan.measure`): float32, one thread per process, optimiser included, the rollout's
-log-probs too, its decoding not. Memory is what torch's allocator handed out at the peak of a step. The plan knows only
-the shape; its times use one number per method, the speed reached at the largest point (marked *). Exponents are
-least-squares slopes of log(measured) over log(size); the local ones, between neighbours, show where a line bends.
+Real trainers take real steps (`negpo.lab.measured_steps`): float32, one thread per process, optimiser included, the
+rollout's log-probs too, its decoding not. Memory is what torch's allocator handed out at the peak of a step. The plan
+knows only the shape; its times use one number per method, the speed reached at the largest point (marked *). Exponents
+are least-squares slopes of log(measured) over log(size); the local ones, between neighbours, show where a line bends.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def work(task: Path) -> None:
     """One rank: measure all points of the task file; the first rank writes the results beside it."""
     import torch
 
+    from negpo.lab.measured_steps import Point, measure
     from negpo.plan.flops import operations
-    from negpo.plan.measure import Point, measure
     from negpo.plan.memory import memory_of
 
     torch.set_num_threads(1)

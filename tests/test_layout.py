@@ -148,12 +148,21 @@ def test_objectives_import_torch_and_nothing_above_it():
         assert all(a or o for a, o in zip(allowed, own, strict=True)), path
 
 
-def test_maths_never_imports_upwards():
-    """Layers: objectives and logprobs know nothing of trainers, harnesses or the command line."""
-    upper = re.compile(r"^\s*(?:from|import) negpo\.(?:cli|trainers|eval|lab|report)\b", re.MULTILINE)
-    for layer in ("objectives", "logprobs", "data", "reference", "rewards"):
-        for path in (ROOT / "negpo" / layer).rglob("*.py"):
-            assert not upper.search(path.read_text(encoding="utf-8")), path
+def test_imports_go_down_only_and_nowhere_in_a_circle():
+    """The contracts of pyproject.toml, which say the order of the layers."""
+    pytest.importorskip("importlinter")
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_layers_hold_every_module_of_the_top_level_and_the_linked_folders():
+    """A contract over a graph from which the linked folders are missing would always be kept."""
+    grimp = pytest.importorskip("grimp")
+    modules = grimp.build_graph("negpo", cache_dir=None).modules
+    for name in ("trainers", "eval", "lab", "rewards"):
+        files = {path.stem for path in (ROOT / "negpo" / name).glob("*.py")} - {"__init__"}
+        assert {f"negpo.{name}.{stem}" for stem in files} <= modules
 
 
 def test_configs_of_accelerate_load_and_name_files_that_exist():

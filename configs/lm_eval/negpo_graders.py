@@ -1,6 +1,6 @@
 """What lm-eval calls for each answer: negpo's extraction and grading in place of its own."""
 
-from negpo.eval.problems import BENCHMARKS
+from negpo.data.problems import BENCHMARKS
 
 
 def _question(name):

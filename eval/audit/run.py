@@ -17,11 +17,11 @@ from negpo.eval.audit.resampling import Resampler
 from negpo.eval.audit.result import Audit, ModelAudit
 from negpo.eval.audit.settings import AuditSettings
 from negpo.eval.audit.sharding import Ranks
-from negpo.eval.manifest import versions
 from negpo.eval.scoring import Report
 from negpo.eval.tofu_data import PREFIX, TofuData
 from negpo.eval.tofu_metrics import MEMBERSHIP
 from negpo.models import check_complete, check_vocabulary
+from negpo.versions import versions
 
 STAGES = "stages"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from negpo.eval.problems import Problem
+    from negpo.data.problems import Problem
 
 
 def add_benchmark_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,8 @@ def run_of(folder: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[
     """
     import json
 
+    from negpo.data.problems import BENCHMARKS, custom_benchmark, load_problems, read_problems
     from negpo.errors import ConfigError
-    from negpo.eval.problems import BENCHMARKS, custom_benchmark, load_problems, read_problems
 
     path = Path(folder) / "manifest.json"
     if not path.is_file():

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
 
 if TYPE_CHECKING:
+    from negpo.data.problems import Problem
     from negpo.data.redi import GradedProblem
-    from negpo.data.step_dpo import StepReport, StepSettings
-    from negpo.eval.problems import Problem
+    from negpo.rollout.step_values import StepReport, StepSettings
 
 Row = dict[str, Any]
 
@@ -42,7 +42,7 @@ def add_parser(kinds) -> None:
 def run(args: argparse.Namespace) -> int:
     from negpo.data.io import atomic_write_json
     from negpo.data.redi import REDIFilters, REDIReport, from_eval
-    from negpo.data.step_dpo import StepSettings
+    from negpo.rollout.step_values import StepSettings
 
     settings = StepSettings(
         best_of=args.best_of,
@@ -106,10 +106,10 @@ def _value(
     from dataclasses import asdict
 
     from negpo.data.io import append_jsonl, read_jsonl
-    from negpo.data.step_dpo import StepReport, build_step_rows
     from negpo.progress import track
     from negpo.rewards import VerifierPool
     from negpo.rollout import make_engine
+    from negpo.rollout.step_values import StepReport, build_step_rows
 
     tokenizer, weights = _model(args.model)
     identity = json.dumps([weights, asdict(settings), args.engine, manifest["protocol"]["grader"], kind, rows])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from negpo.eval.problems import Problem
-    from negpo.eval.protocols import Protocol
+    from negpo.data.problems import Problem
+    from negpo.data.protocols import Protocol
     from negpo.rollout import RolloutEngine
 
 REASONING = ("math500", "math", "aime24", "aime25", "amc23", "amc83", "gsm8k")
@@ -41,8 +41,8 @@ def add_reasoning_parsers(subparsers) -> None:
 
 def run_reasoning(args: argparse.Namespace) -> int:
     """Everything that can be refused is refused before the model is loaded."""
-    from negpo.eval.problems import BENCHMARKS, custom_benchmark, load_problems, read_problems
-    from negpo.eval.protocols import find_protocol
+    from negpo.data.problems import BENCHMARKS, custom_benchmark, load_problems, read_problems
+    from negpo.data.protocols import find_protocol
 
     card = find_protocol(args.protocol).with_overrides(
         n=args.n,
@@ -95,8 +95,8 @@ def _manifest(args: argparse.Namespace, tokenizer: Any, notes: list[str]) -> dic
     import hashlib
     import json
 
-    from negpo.eval.manifest import versions
     from negpo.models import checkpoint_tensors, hash_tokenizer, local_checkpoint
+    from negpo.versions import versions
 
     tensors = json.dumps(checkpoint_tensors(local_checkpoint(args.model)), sort_keys=True)
     return {

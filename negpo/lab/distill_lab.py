@@ -213,8 +213,8 @@ def write_sets(
     lab: DistillLab, teacher: Any, tokenizer: Any, asked: Sequence[ArithmeticProblem], size: DistillSize
 ) -> REDIReport:
     """Sample and grade the teacher as `negpo eval` does, and write both sets of `negpo data redi`."""
-    from negpo.eval.problems import Problem
-    from negpo.eval.protocols import find_protocol
+    from negpo.data.problems import Problem
+    from negpo.data.protocols import find_protocol
     from negpo.eval.reasoning import ReasoningRun
     from negpo.rewards import VerifierPool
     from negpo.rollout import make_engine

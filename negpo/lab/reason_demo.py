@@ -117,13 +117,13 @@ def evaluate(engine_name: str, lab: ArithmeticLabPaths, folder: Path, samples: i
     import torch
     from transformers import AutoTokenizer
 
-    from negpo.eval.manifest import versions
-    from negpo.eval.problems import custom_benchmark, read_problems
-    from negpo.eval.protocols import find_protocol
+    from negpo.data.problems import custom_benchmark, read_problems
+    from negpo.data.protocols import find_protocol
     from negpo.eval.reasoning import ReasoningRun
     from negpo.models import hash_tokenizer
     from negpo.rewards import VerifierPool
     from negpo.rollout import make_engine
+    from negpo.versions import versions
 
     torch.set_num_threads(1)
     bench, source = custom_benchmark(lab.benchmark)

@@ -114,13 +114,13 @@ def evaluate(model: Any, tokenizer: Any, lab: ArithmeticLabPaths, plan: Plan, fo
     `logp` and `tokens` are means over the problem's samples: log-prob of a sample in nats and its length. The folder
     holds a complete reasoning run, for `negpo report`.
     """
-    from negpo.eval.manifest import versions
-    from negpo.eval.problems import custom_benchmark, read_problems
-    from negpo.eval.protocols import find_protocol
+    from negpo.data.problems import custom_benchmark, read_problems
+    from negpo.data.protocols import find_protocol
     from negpo.eval.reasoning import ReasoningRun
     from negpo.models import hash_tokenizer
     from negpo.rewards import default_pool
     from negpo.rollout.transformers_engine import TransformersEngine
+    from negpo.versions import versions
 
     bench, source = custom_benchmark(lab.benchmark)
     problems = read_problems(source, bench)[: plan.problems]
@@ -154,8 +154,8 @@ def measure_base(plan: Plan) -> None:
     """Build the lab, evaluate its model, and keep right answers of it for the probe."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from negpo.eval.problems import custom_benchmark, read_problems
-    from negpo.eval.protocols import find_protocol
+    from negpo.data.problems import custom_benchmark, read_problems
+    from negpo.data.protocols import find_protocol
 
     started = time.perf_counter()
     report_progress(0, 2, "building the lab")

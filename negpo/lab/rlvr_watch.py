@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from negpo.eval.problems import last_box
+from negpo.data.problems import last_box
 
 if TYPE_CHECKING:
-    from negpo.eval.problems import Problem
-    from negpo.eval.protocols import Protocol
+    from negpo.data.problems import Problem
+    from negpo.data.protocols import Protocol
     from negpo.rollout import RolloutEngine, Sample, Sampling
 
 PROBE_BATCH = 256  # rows scored at once

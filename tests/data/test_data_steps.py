@@ -5,12 +5,13 @@ import json
 import pytest
 
 from negpo.cli import _data_steps, main
+from negpo.data.problems import Problem
+from negpo.data.protocols import find_protocol
 from negpo.data.redi import GradedProblem
-from negpo.data.step_dpo import StepSettings, build_step_rows, cut_at_pit
+from negpo.data.step_dpo import cut_at_pit
 from negpo.errors import ConfigError
-from negpo.eval.problems import Problem
-from negpo.eval.protocols import find_protocol
 from negpo.rollout import Sample
+from negpo.rollout.step_values import StepSettings, build_step_rows
 
 CARD = {"name": "own", "prompt": "Q: {input} A:", "user_suffix": "", "thinking": None, "grader": "default"}
 LOST = "so 1 \nslip 2 \nso \\boxed{3}"

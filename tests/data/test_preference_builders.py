@@ -6,9 +6,10 @@ import pytest
 
 from negpo.cli import main
 from negpo.data.redi import REDIFilters, REDIReport, build_sets, from_openr1
-from negpo.data.step_dpo import StepSettings, best_of_value, build_step_rows, cut_at_pit, split_steps
+from negpo.data.step_dpo import cut_at_pit, split_steps
 from negpo.errors import ConfigError, DataError
 from negpo.rollout import Sample
+from negpo.rollout.step_values import StepSettings, best_of_value, build_step_rows
 
 
 class Words:

@@ -7,8 +7,8 @@ import pytest
 from docs_support import DOCS
 
 from negpo.cli.launch import LAUNCHES
+from negpo.data.protocols import PROTOCOLS
 from negpo.eval.attacks import ATTACKS
-from negpo.eval.protocols import PROTOCOLS
 
 
 def words(page: str) -> set[str]:

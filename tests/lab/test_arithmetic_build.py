@@ -7,9 +7,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from negpo.cli import main
+from negpo.data.problems import custom_benchmark, read_problems
+from negpo.data.protocols import find_protocol
 from negpo.errors import ConfigError
-from negpo.eval.problems import custom_benchmark, read_problems
-from negpo.eval.protocols import find_protocol
 from negpo.lab.arithmetic import PROMPT
 from negpo.lab.arithmetic_build import SIZES, ArithmeticLabPaths, build_arithmetic_lab, train_model, write_problems
 from negpo.lab.reason_demo import EngineResult, differing_answers, usable_engines

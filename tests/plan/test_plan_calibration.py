@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from negpo.lab.measured_steps import Point, measure
 from negpo.plan.activations import saved_by_final_norm, saved_per_layer
 from negpo.plan.live_bytes import LiveBytes
-from negpo.plan.measure import Point, measure
 from negpo.plan.memory import memory_of
 from negpo.plan.methods import COSTS
 from negpo.plan.settings import Settings

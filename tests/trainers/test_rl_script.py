@@ -68,7 +68,7 @@ def test_an_unknown_key_names_the_nearest_one(tmp_path):
 def test_golds_come_from_the_answer_or_the_last_box_and_a_missing_one_is_named(tmp_path):
     rows = [{"problem": "a?", "answer": 3}, {"problem": "b?", "solution": "so \\boxed{1} or \\boxed{x^{2}}"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    from negpo.eval.protocols import find_protocol
+    from negpo.data.protocols import find_protocol
 
     script = RLScriptArguments(dataset=str(tmp_path / "rows.json"))
     found = problem_rows(script, find_protocol("chat"))

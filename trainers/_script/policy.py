@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from negpo.data.problems import last_box
+from negpo.data.protocols import Protocol, find_protocol
 from negpo.data.rows import load_rows
 from negpo.errors import ConfigError, DataError
-from negpo.eval.problems import last_box
-from negpo.eval.protocols import Protocol, find_protocol
 from negpo.rewards import correctness_reward, length_reward
 from negpo.trainers import METHODS
 from negpo.trainers._policy.config import PolicyConfig
