@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from negpo.data import problems as problem_sets
 from negpo.data.problems import Problem, last_box
 from negpo.data.protocols import PROTOCOLS, find_protocol
 from negpo.errors import ConfigError, DataError
-from negpo.eval import problems as problem_sets
 from negpo.eval.reasoning import ReasoningRun, read_run
 from negpo.rewards import VerifierPool
 from negpo.rollout.base import Collector, Sample, plan_requests
