@@ -52,7 +52,9 @@ def active_adapter(model: nn.Module) -> str | None:
 def adapter_rank(model: nn.Module) -> int:
     """The largest rank of the active adapter's layers; 0 without one."""
     name = active_adapter(model)
-    return 0 if name is None else max((layer.r[name] for _, layer in _layers(model) if name in layer.r), default=0)
+    if name is None:
+        return 0
+    return max((layer.r[name] for _, layer in _layers(model) if name in layer.r), default=0)
 
 
 def check_adapter(model: nn.Module, *, max_rank: int) -> None:

@@ -57,7 +57,7 @@ class Probe:
         theirs = engine.score(self.sequences)
         with stored_precision(model):
             ours = score_tokens(model, self.sequences)
-        gaps = torch.tensor([abs(a - b) for x, y in zip(theirs, ours, strict=True) for a, b in zip(x, y, strict=True)])
+        gaps = _gaps(theirs, ours)
         layers = engine.stale_layers(model)
         tolerance = max(TOLERANCE[engine.dtype], TOLERANCE[unwrap(model).dtype])
         report = SyncReport(
@@ -73,6 +73,10 @@ class Probe:
         if layers or not close:
             raise StaleWeightsError(_explain(engine.name, report, layers), layers=layers)
         return report
+
+
+def _gaps(some: list[list[float]], others: list[list[float]]) -> torch.Tensor:
+    return torch.tensor([abs(a - b) for x, y in zip(some, others, strict=True) for a, b in zip(x, y, strict=True)])
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ NORMALIZERS = ("token_mean", "sequence_mean", "max_length", "constant", "micro_b
 CORRECTION_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 CHOICES = {
     "engine": ENGINES,
+    "adapter_sync": ("adapter", "merge"),
     "normalizer": NORMALIZERS,
     "dead_groups": ("keep", "drop", "resample"),
     "partial_rewards": ("unknown", "sum"),
@@ -100,6 +101,13 @@ class PolicyConfig(GRPOConfig):
     # rollouts
     engine: str = field(default="transformers", metadata={"help": "transformers, vllm or vllm-server."})
     engine_options: dict | str | None = field(default=None, metadata={"help": "Arguments of the engine's class."})
+    adapter_sync: str = field(
+        default="adapter",
+        metadata={
+            "help": "How LoRA reaches a vLLM engine: adapter (the factors alone, the base is not written) or merge "
+            "(every weight, with the adapter folded in)."
+        },
+    )
     vllm_importance_sampling_mode: str = field(
         default="token_truncate",
         metadata={"help": "How sampling/training ratios are bounded; sequence modes drop or shrink whole answers."},

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from negpo.errors import ConfigError, TrainingStopped
 from negpo.rollout import RolloutEngine, Sampling, SyncReport, make_engine
+from negpo.rollout.adapters import active_adapter, adapter_rank, iter_base
 from negpo.rollout.base import EngineError, StaleWeightsError
+from negpo.rollout.hand_over import write_weights
+from negpo.rollout.weights import iter_weights, unwrap
 from negpo.trainers._run import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -32,10 +36,22 @@ class RolloutSource:
     @property
     def engine(self) -> RolloutEngine:
         if self._engine is None:
-            args = self.trainer.args
-            options = args.engine_options or {}
-            self._engine = make_engine(args.engine, self._source(), self.trainer.tokenizer, **options)
+            name = self.trainer.args.engine
+            self._engine = make_engine(name, self._source(), self.trainer.tokenizer, **self._options())
         return self._engine
+
+    def _options(self) -> dict[str, Any]:
+        """``engine_options``, and what follows from the run: the adapter's rank, the dtype of the training."""
+        trainer, args = self.trainer, self.trainer.args
+        options = dict(args.engine_options or {})
+        if args.engine == "transformers":
+            return options
+        if args.adapter_sync == "adapter" and (rank := adapter_rank(trainer.model)):
+            options.setdefault("adapter_rank", rank)
+        if args.engine == "vllm":
+            half = trainer.accelerator.mixed_precision == "bf16" or trainer.model.dtype == torch.bfloat16
+            options.setdefault("dtype", "bfloat16" if half else "float32")
+        return options
 
     @property
     def in_place(self) -> bool:
@@ -56,7 +72,8 @@ class RolloutSource:
         name = str(self.rollouts) if training else f"evaluation {self.trainer.state.global_step}"
         keys = [f"{name}:{first_prompt + i}" for i in range(len(prompts))]
         self.rollouts += training
-        with self.trainer.whole_weights(), explained(self.trainer):
+        # An engine over the trainer's own modules samples in the precision in which they are trained.
+        with self.trainer.whole_weights(), explained(self.trainer), self.trainer.accelerator.autocast():
             beat = self.trainer.watch.beat
             groups = self.engine.generate(prompts, self._sampling(n), prompt_keys=keys, on_sample=beat)
         beat()
@@ -95,18 +112,21 @@ class RolloutSource:
         if trainer.args.engine == "vllm-server":
             args = trainer.args
             return args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
-        from negpo.rollout.weights import unwrap
-
         base = unwrap(trainer.model)
         name = base.config._name_or_path
         if name and Path(name).is_dir():
             return name
-        folder = Path(trainer.args.output_dir) / "engine"
-        if trainer.accelerator.is_main_process:
-            base.save_pretrained(folder)
-            trainer.tokenizer.save_pretrained(folder)
-        trainer.accelerator.wait_for_everyone()
-        return str(folder)
+        return str(self._written_base(base))
+
+    def _written_base(self, base: Any) -> Path:
+        """A checkpoint folder for the engine of a model that came from memory: the plain weights, below an adapter."""
+        trainer, main = self.trainer, self.trainer.accelerator.is_main_process
+        weights = iter_base(trainer.model) if active_adapter(trainer.model) else iter_weights(trainer.model)
+        folder = write_weights(weights, Path(trainer.args.output_dir) / "engine", keep=main)
+        if main:
+            for part in (base.config, base.generation_config, trainer.tokenizer):
+                part.save_pretrained(folder)
+        return Path(broadcast_object_list([str(folder)])[0])
 
     def close(self) -> None:
         if self._engine is not None:
