@@ -8,7 +8,7 @@ from trl import GRPOConfig
 
 from negpo.errors import ConfigError
 from negpo.rollout import ENGINES
-from negpo.trainers._run.world import check_world, name_cpu_plainly
+from negpo.trainers._run.world import check_world, name_cpu_plainly, settle_half_precision
 
 NORMALIZERS = ("token_mean", "sequence_mean", "max_length", "constant", "micro_batch_token_mean")
 CORRECTION_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
@@ -141,6 +141,7 @@ class PolicyConfig(GRPOConfig):
         self.validate()
         if self.steps_per_generation is None and self.generation_batch_size is None:
             self.steps_per_generation = self.updates_per_rollout * self.gradient_accumulation_steps
+        settle_half_precision(self)
         name_cpu_plainly(self.use_cpu)
         super().__post_init__()
         check_world(self.world_size)

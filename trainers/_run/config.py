@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from negpo.errors import ConfigError
-from negpo.trainers._run.world import check_world, name_cpu_plainly
+from negpo.trainers._run.world import check_world, name_cpu_plainly, settle_half_precision
 
 
 @dataclass
@@ -71,6 +71,7 @@ class OfflineConfig(TrainingArguments):
             self.bf16 = not self.fp16 and _gpu_has_bf16(self.use_cpu)
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.validate()
+        settle_half_precision(self)
         name_cpu_plainly(self.use_cpu)
         super().__post_init__()
         check_world(self.world_size)

@@ -1,10 +1,29 @@
 """How many processes train together, against how many were started for it."""
 
 import os
+from typing import Any
+
+import torch
 
 from negpo.errors import ConfigError
 
 EXPECTED = "NEGPO_NUM_PROCESSES"  # set by `negpo train --launch`
+
+
+def settle_half_precision(arguments: Any) -> None:
+    """Half precision where there is only a CPU: bfloat16 trains on it; float16 does not and is refused.
+
+    transformers wants ``use_cpu`` said before it lets bf16 through; who asks for bf16 on such a machine has said it.
+    """
+    if arguments.use_cpu or not torch.accelerator.is_available():
+        if arguments.fp16 or arguments.fp16_full_eval:
+            raise ConfigError("fp16 needs a GPU and this run is on a CPU; set bf16=true, or neither for float32")
+        if arguments.bf16 or arguments.bf16_full_eval:
+            if arguments.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
+                raise ConfigError(
+                    "bf16 under DeepSpeed needs a GPU (on a CPU transformers switches DeepSpeed off); leave bf16 out"
+                )
+            arguments.use_cpu = True
 
 
 def name_cpu_plainly(use_cpu: bool) -> None:
