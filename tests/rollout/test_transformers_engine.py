@@ -270,3 +270,26 @@ def test_a_bfloat16_trainer_is_proven_against_either_dtype_and_a_small_step_is_s
     with pytest.raises(StaleWeightsError) as refused:
         engine.sync(trainer)
     assert refused.value.layers == ["model.layers.0.self_attn.k_proj.weight"]
+
+
+def test_deterministic_samples_and_logprobs_are_bit_equal_alone_and_among_sixty_three_others(model):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 30, (64,), generator=generator).tolist()
+    prompts = [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
+    engine = make_engine("transformers", model, max_rows=64, deterministic=True)
+    sampling = Sampling(max_new_tokens=12, seed=7)
+    together = engine.generate(prompts, sampling)
+    for place in (0, 13, 63):
+        ((alone,),) = engine.generate([prompts[place]], sampling, prompt_keys=[place])
+        assert alone.token_ids == together[place][0].token_ids
+        assert alone.logprobs == together[place][0].logprobs  # the same bits
+    scores = engine.score(prompts)
+    assert all(engine.score([prompts[place]]) == [scores[place]] for place in (0, 13, 63))
+
+
+def test_vllm_says_that_it_is_not_deterministic_on_a_cpu(model, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU may have the kernels")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="batch-invariant kernels need a GPU"):
+        make_engine("vllm", str(tmp_path), deterministic=True)

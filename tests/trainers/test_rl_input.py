@@ -155,6 +155,7 @@ def test_truncated_answers_can_be_left_out_of_the_loss(tmp_path):
         ({"batch": (6, 1)}, "= 6 rows .*would split groups of num_generations=4"),
         ({"batch": (4, 2), "steps_per_generation": 3}, "steps_per_generation=3 is not a multiple"),
         ({"use_vllm": True}, "set engine=vllm"),
+        ({"deterministic_rollouts": True, "engine": "vllm-server"}, "start it with VLLM_BATCH_INVARIANT=1"),
         ({"engine": "vlm"}, "engine is 'vlm'; choose one of transformers, vllm, vllm-server"),
         ({"loss_type": "grpo"}, "choose normalizer instead"),
         ({"normalizer": "mean"}, "normalizer is 'mean'"),

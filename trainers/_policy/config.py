@@ -101,6 +101,13 @@ class PolicyConfig(GRPOConfig):
     # rollouts
     engine: str = field(default="transformers", metadata={"help": "transformers, vllm or vllm-server."})
     engine_options: dict | str | None = field(default=None, metadata={"help": "Arguments of the engine's class."})
+    deterministic_rollouts: bool = field(
+        default=False,
+        metadata={
+            "help": "Samples and their log-probs do not depend on what else is in the batch, bit for bit: the "
+            "transformers engine decodes each alone, vLLM uses its batch-invariant kernels (CUDA only)."
+        },
+    )
     adapter_sync: str = field(
         default="adapter",
         metadata={
@@ -180,6 +187,11 @@ class PolicyConfig(GRPOConfig):
     def _check_sampling(self) -> None:
         if self.use_vllm:
             raise ConfigError("use_vllm is TRL's; set engine=vllm or engine=vllm-server instead")
+        if self.deterministic_rollouts and self.engine == "vllm-server":
+            raise ConfigError(
+                "deterministic_rollouts cannot reach a running server; start it with VLLM_BATCH_INVARIANT=1 and leave "
+                "the setting out"
+            )
         if self.repetition_penalty != 1.0 or self.generation_kwargs:
             raise ConfigError(
                 "repetition_penalty and generation_kwargs change the sampling distribution behind the log-probs; leave "

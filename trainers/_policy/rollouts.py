@@ -44,6 +44,8 @@ class RolloutSource:
         """``engine_options``, and what follows from the run: the adapter's rank, the dtype of the training."""
         trainer, args = self.trainer, self.trainer.args
         options = dict(args.engine_options or {})
+        if args.deterministic_rollouts and args.engine != "vllm-server":
+            options["deterministic"] = True
         if args.engine == "transformers":
             return options
         if args.adapter_sync == "adapter" and (rank := adapter_rank(trainer.model)):
