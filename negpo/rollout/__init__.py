@@ -2,7 +2,7 @@
 
 | engine | where | same samples in another batching |
 |---|---|---|
-| `transformers` | embedded default, CPU or GPU | same noise, logits may differ in the last bit; `deterministic=True`: same bits |
+| `transformers` | embedded default, CPU or GPU | same noise, last bits may differ; `deterministic=True`: same bits |
 | `vllm` | in-process, GPU or the CPU build | same noise per request; kernels may round differently by batch |
 | `vllm-server` | a running `vllm serve` | as `vllm` |
 """

@@ -132,7 +132,7 @@ def stale_factors(model: nn.Module, factors: dict[str, Tensor], slot: int) -> li
         path, _, kind = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
         parent, _, part = path.rpartition(".")
         whole, index = place.get(part, (part, 0))
-        module = modules.get(f"{parent}.{whole}") or modules.get(path)
+        module: Any = modules.get(f"{parent}.{whole}") or modules.get(path)
         if not hasattr(module, "lora_a_stacked"):
             stale.append(path)
             continue
