@@ -82,7 +82,8 @@ def readme_methods() -> str:
 def index_methods() -> str:
     """docs/index.md: what each method needs."""
     words = {"none": "–", "logprobs": "log-probs", "model": "model in every step"}
-    recipes = {name: [recipe.partition("/")[2] for recipe in method.recipes] for name, method in TABLE.items()}
+    methods = {name: TABLE[name] for family in FAMILIES for name in of_family(family)}
+    recipes = {name: [recipe.partition("/")[2] for recipe in method.recipes] for name, method in methods.items()}
     rows = [
         (
             f"[{name}](methods/{name}.md)",
@@ -91,7 +92,7 @@ def index_methods() -> str:
             words[method.cost.reference],
             ", ".join(f"`{recipe}`" for recipe in recipes[name] if not recipe.endswith(OTHER_MODELS)) or "–",
         )
-        for name, method in TABLE.items()
+        for name, method in methods.items()
     ]
     return table(("method", "name", "rows", "reference", "recipes"), rows)
 

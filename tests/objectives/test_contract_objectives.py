@@ -1,5 +1,6 @@
 """What every objective promises: padding never matters, empty rows leave the mean, empty batches raise, dtypes stay."""
 
+import inspect
 import math
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from objectives_support import close
 
 import negpo.objectives as objectives
+from negpo.methods import TABLE
 
 PAIR = {"chosen_logps": "chosen_mask", "rejected_logps": "rejected_mask"}
 PAIR_REF = PAIR | {"ref_chosen_logps": "chosen_mask", "ref_rejected_logps": "rejected_mask"}
@@ -74,6 +76,25 @@ CASES = {
     "nft": Case("nft_loss", OFF_POLICY, LABELS, smooth=False),
     "topr": Case("topr_loss", OFF_POLICY, {"rewards": torch.tensor([1.0, -1.0, -1.0])}, smooth=False),
 }
+
+
+def by_signature(function: str) -> Case | None:
+    """The case of a smooth loss that takes log-probs and masks only: `chosen_logps` lies under `chosen_mask`, any
+    tensor without a mask of its own under `mask`. None where other tensors are needed: those have a line above."""
+    parameters = inspect.signature(getattr(objectives, function)).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty]
+    masks = {name.removesuffix("mask"): name for name in needed if name.endswith("mask")}
+    tensors = {}
+    for name in (name for name in needed if name.endswith("logps")):
+        side = name.removesuffix("logps")
+        tensors[name] = masks.get(side, masks.get(side.removeprefix("ref_").removeprefix("old_"), ""))
+    known = set(tensors) | set(masks.values())
+    return Case(function, tensors) if known == set(needed) and all(tensors.values()) else None
+
+
+_LISTED = {case.function for case in CASES.values()}
+_LOSSES = {name for method in TABLE.values() for name in method.objectives if name.endswith("_loss")}
+CASES |= {name: case for name in sorted(_LOSSES - _LISTED) if (case := by_signature(name))}
 every_objective = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 

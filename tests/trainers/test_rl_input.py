@@ -8,13 +8,14 @@ from rl_tiny import PROMPTS, ScriptedEngine, change, history, make_policy_traine
 from unlearn_tiny import make_model, make_tokenizer
 
 from negpo.errors import ConfigError, DataError, TrainingStopped
+from negpo.methods import TABLE, of_family
 from negpo.trainers import METHODS, PolicyTrainer
 from negpo.trainers._policy import batch as rows_
 from negpo.trainers._policy.grpo import broken_contract
 from negpo.trainers._policy.rollouts import PromptStream
 from negpo.trainers._policy.terms import importance_weights
 
-RL_METHODS = ("nsr", "ngrpo", "nft", "resrl", "topr", "raft", "reinforce_rej", "grpo")
+RL_METHODS = of_family("policy")
 
 
 def run(folder, reward, **settings):
@@ -203,7 +204,7 @@ def test_truncating_samplers_and_importance_correction_exclude_each_other(tmp_pa
 @pytest.mark.parametrize("method", RL_METHODS)
 def test_every_method_is_listed_and_trains_with_its_defaults(tmp_path, method):
     assert method in METHODS
-    updates = 16 if method == "nft" else 4
+    updates = TABLE[method].cost.updates
     moved = change(method, tmp_path, updates_per_rollout=updates, max_steps=2, data=PROMPTS * 2, learning_rate=0.01)
     assert moved.abs().max() > 0
 
