@@ -146,16 +146,31 @@ def _torch_facts() -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(index)
         devices.append({"name": properties.name, "memory_gib": round(properties.total_memory / GIB, 1)})
     if cuda:
-        bf16 = "yes" if torch.cuda.is_bf16_supported(including_emulation=False) else "emulated only: train with fp16"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = {"bf16": "yes" if native else "emulated only: train with fp16"}
     else:
-        bf16 = "works on the CPU but slowly: train with bf16: false"
+        bf16 = _cpu_bf16()
     return {
         "build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
         "cuda": cuda,
         "devices": devices,
-        "bf16": bf16,
+        **bf16,
         "threads": torch.get_num_threads(),
     }
+
+
+def _cpu_bf16() -> dict[str, Any]:
+    """Measured here: one float32 and one bfloat16 product; what the processor says of itself; what to do."""
+    import torch
+
+    from negpo.logprobs.products import bf16_instructions, cpu_multiplies_bf16, product_seconds
+
+    times = product_seconds(torch.float32) / product_seconds(torch.bfloat16)
+    instructions = ", ".join(bf16_instructions()) or "no amx_bf16 or avx512_bf16"
+    measured = f"products {times:.2g} times as fast as float32 ({instructions})"
+    head = "the head too" if cpu_multiplies_bf16() else "the head stays in float32"
+    advice = f"train with bf16: true, {head}" if times > 1.2 else "works, but train with bf16: false"
+    return {"bf16": f"{measured}: {advice}", "bf16_speed": round(times, 2), "bf16_instructions": [*bf16_instructions()]}
 
 
 def _engines(torch_facts: dict[str, Any], packages: list[Package]) -> list[Engine]:

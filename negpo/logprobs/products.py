@@ -11,6 +11,7 @@ the plan is off there unless it is forced, and then it rounds by hand: same numb
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,18 @@ def bf16_instructions() -> tuple[str, ...]:
 def cpu_multiplies_bf16() -> bool:
     """Whether oneDNN takes float32 factors through bf16 instructions here: asked of the processor, and tried."""
     return bool(bf16_instructions()) and _rounds_when_asked()
+
+
+def product_seconds(dtype: torch.dtype, *, size: int = 512, repeats: int = 3) -> float:
+    """Least seconds of one (size, size) matrix product on the CPU with as many threads as torch uses."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    torch.mm(a, b)  # oneDNN compiles its kernel
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
 
 
 def _rounds_when_asked() -> bool:
