@@ -31,6 +31,8 @@ class RMUConfig(UnlearnConfig):
         require_positive(self, "steering_coeff")
         if self.retain_loss != "none":
             raise ConfigError("rmu has its own retain term (alpha); leave retain_loss at none")
+        if self.sam_rho:
+            raise ConfigError("sam_rho would be ignored: rmu steers states and has no forget gradient of its own")
         if self.reference not in ("auto", "model", "adapters_off"):
             raise ConfigError("rmu compares states, which no cache holds; set reference to auto, model or adapters_off")
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import audit, data, demo, doctor, eval, lab, plan, report, reproduce, train
+from negpo.cli import audit, data, demo, doctor, eval, lab, plan, report, reproduce, sweep, train
 from negpo.errors import NegpoError, TrainingInterrupted
 
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": eval,
     "audit": audit,
     "report": report,
+    "sweep": sweep,
     "lab": lab,
     "plan": plan,
     "reproduce": reproduce,

@@ -131,4 +131,4 @@ def test_a_method_costs_what_its_trainer_declares():
             reads = bool(trainer.reference_parts(None, defaults)) or trainer.needs_reference_model
             assert cost.reference == (needs if reads else "none"), method
             retain = defaults.retain_loss != "none" or trainer.has_own_retain_term
-            assert cost.rows == 1 + retain + (method == "idkdpo"), method
+            assert cost.rows == 1 + retain + (method in ("idkdpo", "altpo")), method

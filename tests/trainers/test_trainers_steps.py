@@ -58,6 +58,49 @@ class Naive:
         reference = torch.cat([full_logits(self.reference, item) for item in items]).detach()
         return (reference.exp() * (reference - policy)).sum(-1).mean()
 
+    def logits(self, model):
+        """(n, V) logits at the states that predict answer tokens, their labels, and the place of each in its row."""
+        items = [encode(row) for row in FORGET]
+        rows = [model(torch.tensor([item["input_ids"]])).logits[0] for item in items]
+        labels = [torch.tensor(item["labels"]) for item in items]
+        return items, rows, labels
+
+    def ceu(self, skip):
+        _, rows, labels = self.logits(self.model)
+        values = []
+        for z, y in zip(rows, labels, strict=True):
+            keep = (y[1:] != -100).nonzero().squeeze(1)[skip:]
+            target = z[:-1][keep].detach().scatter(1, y[1:][keep].unsqueeze(1), -torch.inf).softmax(-1)
+            values.append(-(target * z[:-1][keep].log_softmax(-1)).sum(-1))
+        return torch.cat(values).mean()
+
+    def undial(self, beta, everything=False):
+        items, rows, labels = self.logits(self.model)
+        _, refs, _ = self.logits(self.reference)
+        values = []
+        for item, z, r, y in zip(items, rows, refs, labels, strict=True):
+            y = torch.tensor(item["input_ids"]) if everything else y
+            keep = y[1:] != -100
+            z, r, y = z[:-1][keep], r[:-1][keep].detach(), y[1:][keep]
+            target = (r - beta * F.one_hot(y, r.shape[-1])).softmax(-1)
+            values.append(-(target * z.log_softmax(-1)).sum(-1))
+        return torch.cat(values).mean()
+
+    def pdu(self, positions):
+        _, rows, labels = self.logits(self.model)
+        spreads = []
+        for z, y in zip(rows, labels, strict=True):
+            chosen = z[y != -100] if positions == "unshifted" else z[:-1][y[1:] != -100]
+            spreads.append((chosen.amax(-1) - chosen.mean(-1)).square())
+        return torch.cat(spreads)
+
+    def altpo(self, beta):
+        rows = [row | {"answer": f"Not {row['answer']}"} for row in FORGET]
+        alternate = [answer_logps(self.model, encode(row)) for row in rows]
+        before = [answer_logps(self.reference, encode(row)).detach() for row in rows]
+        gap = self.ratios(alternate, before) - self.ratios(self.forget, self.ref)
+        return 2 / beta * F.softplus(-beta * gap).mean()
+
     def ga(self):
         return torch.cat(self.forget).mean()
 
@@ -120,6 +163,26 @@ CASES = {
     "idkdpo": ("idkdpo", {"beta": 0.2}, lambda n: n.dpo(0.2) + n.nll()),
     "kto": ("idkdpo", {"loss_type": "kto_log_sigmoid", "retain_loss": "none"}, lambda n: n.kto(0.1)),
     "catnip": ("catnip", {"beta": 2.0}, lambda n: n.catnip(2.0)),
+    "ceu": ("ceu", {}, lambda n: n.ceu(1)),
+    "ceu all": ("ceu", {"ignore_first_n_answer_tokens": 0, "retain_loss": "nll"}, lambda n: n.ceu(0) + n.nll()),
+    "undial": ("undial", {"beta": 3.0}, lambda n: n.undial(3.0)),
+    "undial kl": (
+        "undial",
+        {"retain_loss": "kl", "kl_coeff": COEFFICIENT, "beta": 10.0},
+        lambda n: n.undial(10.0) + COEFFICIENT * n.kl(),
+    ),
+    "undial all": ("undial", {"positions": "all"}, lambda n: n.undial(10.0, everything=True)),
+    "pdu": (
+        "pdu",
+        {"retain_constraint": 0.3, "grad_diff_coeff": 2.0},
+        lambda n: n.pdu("predicting").mean() + 2 * (n.nll() - 0.3),
+    ),
+    "pdu code": (
+        "pdu",
+        {"retain_constraint": 0.3, "grad_diff_coeff": 2.0, "positions": "unshifted"},
+        lambda n: n.pdu("unshifted").mean() + 2 * (n.nll() - 0.3),
+    ),
+    "altpo": ("altpo", {"beta": 0.2}, lambda n: n.altpo(0.2) + n.nll()),
     "catnip static": ("catnip", {"calibration": "static"}, lambda n: n.catnip_static(1.0)),
 }
 
@@ -135,7 +198,9 @@ def test_one_step_equals_the_step_with_full_logits(case, tmp_path):
     naive_model = copy.deepcopy(policy)
     naive_loss = objective(Naive(naive_model, reference))
     naive_loss.backward()
-    uses_reference = method in ("npo", "idkdpo") or "tnpo" in case or "kl" in case or "static" in case
+    uses_reference = (
+        method in ("npo", "idkdpo", "undial", "altpo") or "tnpo" in case or "kl" in case or "static" in case
+    )
     more = {"ref_model": reference} if uses_reference else {}
     trainer = make_trainer(
         method, tmp_path, model=policy, batch=(6, 1), max_steps=1, check_reference=False, **settings, **more
@@ -184,6 +249,10 @@ SPLIT_CASES = {
     "simnpo": {"beta": 0.5},
     "catnip": {},
     "idkdpo": {},
+    "ceu": {},
+    "undial": {},
+    "pdu": {"retain_constraint": 0.3},
+    "altpo": {},
     "rmu": {"layer": 1, "alpha": 2.0},
 }
 

@@ -76,6 +76,8 @@ def make_trainer(method: str, folder, *, model=None, retain=None, batch=(2, 2), 
         "disable_tqdm": True,
         "use_cpu": True,
     }
+    if method == "altpo":
+        for_trainer.setdefault("train_dataset", [row | {"alternate": f"Not {row['answer']}"} for row in FORGET])
     args = getattr(module, config_name)(**defaults | settings)
     needs_retain = args.retain_loss != "none" or method == "rmu"
     return getattr(module, trainer_name)(

@@ -9,7 +9,8 @@ import torch
 
 from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError
-from negpo.logprobs import model_token_logprobs, retain_kl_from_models
+from negpo.logprobs import retain_kl_from_models
+from negpo.logprobs.statistics import Statistic
 from negpo.objectives import nll_loss
 from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
 from negpo.trainers._run.model import (
@@ -20,21 +21,23 @@ from negpo.trainers._run.model import (
 )
 from negpo.trainers._run.offline import OfflineTrainer
 from negpo.trainers._run.reference import Reference
-from negpo.trainers._unlearn.batch import UNITS, Part, concatenate, count, counts, name_rows, single_rows
+from negpo.trainers._unlearn.batch import Part, count, counts, name_rows
 from negpo.trainers._unlearn.config import UnlearnConfig
+from negpo.trainers._unlearn.constraint import RetainConstraint
 from negpo.trainers._unlearn.data import (
-    PARTS,
     ForgetRetainDataset,
     check_disjoint,
     check_rows,
     collate,
     encode_rows,
 )
+from negpo.trainers._unlearn.scoring import Scoring
+from negpo.trainers._unlearn.sharpness import SharpnessAware
 
 logger = logging.getLogger(__name__)
 
 
-class UnlearnTrainer(OfflineTrainer):
+class UnlearnTrainer(SharpnessAware, Scoring, OfflineTrainer):
     """Base class. A method sets a few class attributes and implements ``forget_loss``.
 
     Args:
@@ -60,6 +63,7 @@ class UnlearnTrainer(OfflineTrainer):
     logged_stats: ClassVar[tuple[str, ...]] = ()  # further statistics of the objective, logged as forget/NAME
     needs_reference_model: ClassVar[bool] = False  # log-probs are not enough: a reference model is needed every step
     has_own_retain_term: ClassVar[bool] = False  # needs retain_dataset whatever retain_loss says
+    statistic: ClassVar[Statistic | None] = None  # what the objective reads of the vocabulary beside log-probs
 
     def __init__(
         self,
@@ -101,6 +105,13 @@ class UnlearnTrainer(OfflineTrainer):
         self._reference_digests: dict[str, str] = {}
         self._reference_checked = not args.check_reference
         self._window: dict[str, torch.Tensor] = {}
+        self.check_sharpness()
+        self.constraint: RetainConstraint | None = None
+        if args.retain_constraint is not None:
+            start = args.grad_diff_coeff if args.retain_loss == "nll" else args.kl_coeff
+            bound, step = args.retain_constraint, args.dual_step
+            self.constraint = RetainConstraint(self, start=start, bound=bound, step=step, warmup=args.dual_warmup)
+            self.add_callback(self.constraint)
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
@@ -204,79 +215,40 @@ class UnlearnTrainer(OfflineTrainer):
         return batches, None
 
     def batch_loss(self, model, inputs) -> torch.Tensor:
-        """The scaled loss of one micro-batch."""
+        """The scaled loss of one micro-batch; ``inputs`` may hold the forget part or the retain part alone."""
         parts = self.score(model, inputs)
-        self._check_step_zero(parts)
-        forget = parts["forget"]
-        loss, stats = self.forget_loss(parts)
-        unit = count(inputs["forget"], self.reduction)
-        self._log_forget(forget, loss, stats, unit)
-        if "idk" in parts:
-            self._buffer.add_tokens("idk", parts["idk"].logps, parts["idk"].mask)
-        total = self.args.forget_weight * self.share(inputs, "forget", self.reduction) * loss
-        if self.args.retain_loss == "nll":
-            retain = parts["retain"]
-            retain_loss, _ = nll_loss(retain.logps, retain.mask)
-            self._buffer.add_tokens("retain", retain.logps, retain.mask)
-            total = total + self._retain_term(inputs, retain_loss, "tokens", self.args.grad_diff_coeff)
-        elif self.args.retain_loss == "kl":
-            per = "positions" if self.args.kl_positions == "all" else "tokens"
-            retain_loss = self._retain_kl(model, inputs["retain"])
-            total = total + self._retain_term(inputs, retain_loss, per, self.args.kl_coeff)
+        total = torch.zeros((), device=next(iter(inputs.values()))["input_ids"].device)
+        if "forget" in parts:
+            total = total + self._forget_term(inputs, parts)
+        if self.args.retain_loss != "none" and "retain" in inputs:
+            total = total + self._retain_part(model, inputs, parts)
         return total
 
-    def score(self, model, inputs) -> dict[str, Part]:
-        """Log-probs of all parts through one forward of the concatenated rows."""
-        names = [name for name in PARTS if name in inputs and not (name == "retain" and self.args.retain_loss == "kl")]
-        joined: dict[str, Any] = concatenate([inputs[name] for name in names], self.processing_class.pad_token_id)
-        logps = model_token_logprobs(model, **joined).logps
-        online = None
-        if self.reference is not None and self.reference.source != "cache" and self._reference_parts:
-            with torch.no_grad(), self.reference.active(model) as reference:
-                online = model_token_logprobs(reference, **joined).logps
-        parts, start = {}, 0
-        for name in names:
-            rows = inputs[name]
-            height, width = rows["labels"].shape
-            place = (slice(start, start + height), slice(0, width - 1))
-            ref_logps = rows.get("ref_logps")
-            if online is not None and name in self._reference_parts:
-                ref_logps = online[place]
-            parts[name] = Part(logps[place], rows["labels"][:, 1:] != -100, ref_logps, rows["row_id"])
-            start += height
-        return parts
+    def _forget_term(self, inputs, parts: dict[str, Part]) -> torch.Tensor:
+        self._check_step_zero(parts)
+        loss, stats = self.forget_loss(parts)
+        self._log_forget(parts["forget"], loss, stats, count(inputs["forget"], self.reduction))
+        if "idk" in parts:
+            self._buffer.add_tokens("idk", parts["idk"].logps, parts["idk"].mask)
+        return self.args.forget_weight * self.share(inputs, "forget", self.reduction) * loss
 
-    def share(self, inputs, part: str, unit: str) -> torch.Tensor | float:
-        """Factor that turns the mean over this micro-batch into its share of the mean over the optimiser batch.
-
-        Trainer averages micro-batches (and processes) with equal weight. A mean over n items among N in k micro-batches
-        must weigh n/N instead of 1/k, hence n k / N. It is 1 where all micro-batches count the same.
-        """
-        if self.args.token_normalization == "micro_batch" or not self._window:
-            return 1.0
-        return count(inputs[part], unit) / self._window[part][UNITS.index(unit)]
-
-    def _culprits(self, model, inputs) -> str:
-        """The rows whose log-probs are not finite when scored alone: packed with others they would taint those."""
-        found = []
-        if self.accelerator.num_processes == 1:  # one rank's extra forward would leave the others waiting
-            for part, rows in inputs.items():
-                bad = [
-                    row["row_id"].item()
-                    for row in single_rows(rows)
-                    if not torch.isfinite(self._logps_alone(model, row)).all()
-                ]
-                found += [name_rows(part, bad)] if bad else []
-        return ", ".join(found) or name_rows("forget", inputs["forget"]["row_id"].tolist())
-
-    @torch.no_grad()
-    def _logps_alone(self, model, row) -> torch.Tensor:
-        return model_token_logprobs(model, row["input_ids"], row["attention_mask"], row["labels"]).logps
+    def _retain_part(self, model, inputs, parts: dict[str, Part]) -> torch.Tensor:
+        if self.args.retain_loss == "nll":
+            loss, _ = nll_loss(parts["retain"].logps, parts["retain"].mask)
+            self._buffer.add_tokens("retain", parts["retain"].logps, parts["retain"].mask)
+            return self._retain_term(inputs, loss, "tokens", self.args.grad_diff_coeff)
+        per = "positions" if self.args.kl_positions == "all" else "tokens"
+        return self._retain_term(inputs, self._retain_kl(model, inputs["retain"]), per, self.args.kl_coeff)
 
     def _retain_term(self, inputs, loss: torch.Tensor, unit: str, coefficient: float) -> torch.Tensor:
         n = count(inputs["retain"], unit)
         self._buffer.add("retain/loss", loss * n, n)
-        return coefficient * self.share(inputs, "retain", unit) * loss
+        if self.constraint is None:
+            return coefficient * self.share(inputs, "retain", unit) * loss
+        self.constraint.observe(loss, n)
+        weight = self.constraint.multiplier
+        self._buffer.add("retain/multiplier", n * weight, n)
+        return weight * (self.share(inputs, "retain", unit) * loss - self.constraint.bound)
 
     def _retain_kl(self, model, rows) -> torch.Tensor:
         mask = rows["attention_mask"].bool() if self.args.kl_positions == "all" else None
@@ -296,6 +268,18 @@ class UnlearnTrainer(OfflineTrainer):
             if part.ref_logps is not None:
                 StepZeroCheck.measure(part.logps, part.ref_logps, part.mask).enforce(names.get(precision, "float16"))
 
+    # ---- state that outlives a step ---------------------------------------------------------------------------------
+
+    def _save_extras(self, folder: Path) -> None:
+        super()._save_extras(folder)
+        if self.constraint is not None:
+            self.constraint.save(folder)
+
+    def _load_extras(self, folder: Path) -> None:
+        super()._load_extras(folder)
+        if self.constraint is not None:
+            self.constraint.load(folder)
+
     # ---- logs --------------------------------------------------------------------------------
 
     def _log_forget(self, forget: Part, loss: torch.Tensor, stats: dict[str, torch.Tensor], unit: torch.Tensor) -> None:
@@ -305,7 +289,8 @@ class UnlearnTrainer(OfflineTrainer):
             self._buffer.add_log_ratio("forget", forget.logps, forget.ref_logps, forget.mask)
         if forget.logps.requires_grad:
             # only the (B, T) graph of the objective is walked, not the model
-            (gradient,) = torch.autograd.grad(loss, forget.logps, retain_graph=True)
-            self._buffer.add_weights("forget", gradient, forget.mask, unit)
+            (gradient,) = torch.autograd.grad(loss, forget.logps, retain_graph=True, allow_unused=True)
+            if gradient is not None:  # None: the loss is a function of the statistic alone
+                self._buffer.add_weights("forget", gradient, forget.mask, unit)
         for name in self.logged_stats:
             self._buffer.add(f"forget/{name}", stats[name] * unit, unit)

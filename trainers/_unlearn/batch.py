@@ -12,12 +12,19 @@ UNITS = ("rows", "tokens", "positions")
 
 @dataclass
 class Part:
-    """Scored rows of one kind: ``logps``, ``mask``, ``ref_logps`` (B, T-1); ``row_id`` (B,)."""
+    """Scored rows of one kind: ``logps``, ``mask``, ``ref_logps`` (B, T-1); ``row_id`` (B,).
+
+    ``value``, ``constant`` (B, T): the method's streamed statistic at the states of its positions, ``value[:, t]``
+    belonging to ``logps[:, t]``; None where the method has none. ``labels`` (B, T) as in the batch.
+    """
 
     logps: torch.Tensor
     mask: torch.Tensor
     ref_logps: Any  # None where the objective needs no reference
     row_id: torch.Tensor
+    labels: Any = None
+    value: Any = None
+    constant: Any = None
 
 
 def counts(rows: Rows) -> torch.Tensor:

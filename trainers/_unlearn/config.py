@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from negpo.errors import ConfigError
-from negpo.trainers._run.config import OfflineConfig
+from negpo.trainers._run.config import OfflineConfig, require_positive
 
 
 @dataclass
@@ -36,6 +36,22 @@ class UnlearnConfig(OfflineConfig):
     kl_positions: str = field(
         default="all", metadata={"help": "KL over all tokens (the papers; here without padding) or labelled ones."}
     )
+    retain_constraint: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound eps on the retain loss in nats: its weight starts at the retain coefficient and moves by "
+            "dual_step * (loss - eps) per optimiser step, never below 0 (PDU). Default: a fixed weight."
+        },
+    )
+    dual_step: float = field(default=0.0, metadata={"help": "Step of that weight; needed with retain_constraint."})
+    dual_warmup: float = field(default=0.0, metadata={"help": "Epochs before that weight moves."})
+    sam_rho: float = field(
+        default=0.0,
+        metadata={
+            "help": "Radius of sharpness-aware steps on the forget term (NPO+SAM: 0.01); 0 for plain gradients. Three "
+            "backward passes per batch."
+        },
+    )
     pairing: str = field(
         default="random",
         metadata={"help": "Retain partner of a forget row: drawn anew every epoch, or fixed as in the NPO code."},
@@ -54,3 +70,19 @@ class UnlearnConfig(OfflineConfig):
         for name in ("grad_diff_coeff", "kl_coeff"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; a negative weight would unlearn the retain data")
+        self._check_constraint()
+        if not self.sam_rho >= 0:
+            raise ConfigError(f"sam_rho is {self.sam_rho}; it must be 0 or greater")
+
+    def _check_constraint(self) -> None:
+        if self.retain_constraint is None:
+            for name in ("dual_step", "dual_warmup"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name}={getattr(self, name)} would be ignored: set retain_constraint too")
+            return
+        if self.retain_loss == "none":
+            raise ConfigError("retain_constraint bounds the retain loss, and retain_loss is none; set nll or kl")
+        for name in ("retain_constraint", "dual_step"):
+            require_positive(self, name)
+        if self.dual_warmup < 0:
+            raise ConfigError(f"dual_warmup is {self.dual_warmup}; it must be 0 or greater")

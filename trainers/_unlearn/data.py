@@ -166,6 +166,34 @@ class ForgetRetainDataset(torch.utils.data.Dataset):
         return dict(item) if reference is None else item | {"ref_logps": reference[place]}
 
 
+def without_first_labels(dataset: ForgetRetainDataset, n: int) -> ForgetRetainDataset:
+    """Forget rows without their first ``n`` labels; rows that have no other are left out with a warning.
+
+    Raises DataError when no row is left.
+    """
+    kept = []
+    for place, item in enumerate(dataset.forget):
+        labelled = [i for i, label in enumerate(item["labels"]) if label != IGNORE]
+        for i in labelled[:n]:
+            item["labels"][i] = IGNORE
+        if any(label != IGNORE for label in item["labels"][1:]):
+            kept.append(place)
+    if not kept:
+        raise DataError(f"no answer is longer than the {n} tokens that are left out; lower that number")
+    if len(kept) < len(dataset.forget):
+        logger.warning("%d forget rows have no more than %d answer tokens", len(dataset.forget) - len(kept), n)
+    dataset.forget = [dataset.forget[place] for place in kept]
+    dataset.row_ids = [dataset.row_ids[place] for place in kept]
+    return dataset
+
+
+def all_tokens_labelled(dataset: ForgetRetainDataset) -> ForgetRetainDataset:
+    """Forget rows whose prompt tokens are labels too."""
+    for item in dataset.forget:
+        item["labels"] = list(item["input_ids"])
+    return dataset
+
+
 class IdkRows(Sequence):
     """The (question, "I don't know" answer) pairs that a run will draw, each encoded once.
 

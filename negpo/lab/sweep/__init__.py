@@ -1,0 +1,1 @@
+"""`negpo sweep`: methods x settings x seeds with equal budgets, judged at matched utility."""
