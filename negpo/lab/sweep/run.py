@@ -144,7 +144,7 @@ class _Seed:
         return found
 
     def mix(self, method: str, trial: int) -> dict[str, Any]:
-        """By level: the smallest share of the target that keeps it, and the forgetting of that mixture. Kept on disk."""
+        """By level: smallest share of the target that keeps it, and the forgetting of that mixture (kept on disk)."""
         import json
 
         folder = trial_folder(self.out, self.seed, method, trial)
