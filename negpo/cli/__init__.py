@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import audit, data, demo, doctor, eval, lab, plan, report, reproduce, sweep, train
+from negpo.cli import audit, data, demo, doctor, eval, extrapolate, lab, plan, report, reproduce, sweep, train
 from negpo.errors import NegpoError, TrainingInterrupted
 
 COMMANDS = {
@@ -20,6 +20,7 @@ COMMANDS = {
     "audit": audit,
     "report": report,
     "sweep": sweep,
+    "extrapolate": extrapolate,
     "lab": lab,
     "plan": plan,
     "reproduce": reproduce,

@@ -1,4 +1,4 @@
-"""``negpo data redi``, ``steps`` and ``rationales``: training sets from sampled and graded traces."""
+"""``negpo data redi``, ``steps``, ``rationales`` and ``alternates``: training sets from samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from negpo.cli import _data_rationales, _data_steps
+from negpo.cli import _data_alternates, _data_rationales, _data_steps
 from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
 
 if TYPE_CHECKING:
@@ -37,10 +37,16 @@ def add_parser(subparsers) -> None:
     redi.add_argument("--seed", type=int, default=42, help="of the shuffle")
     _data_steps.add_parser(kinds)
     _data_rationales.add_parser(kinds)
+    _data_alternates.add_parser(kinds)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
-    kinds = {"steps": _data_steps.run, "rationales": _data_rationales.run, "redi": _redi}
+    kinds = {
+        "steps": _data_steps.run,
+        "rationales": _data_rationales.run,
+        "alternates": _data_alternates.run,
+        "redi": _redi,
+    }
     return kinds[args.kind](args)
 
 
