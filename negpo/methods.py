@@ -215,6 +215,7 @@ PAPERS = {
     "2404.05868": "NPO",
     "2404.19733": "RPO, DPO with an NLL anchor",
     "2405.14734": "SimPO",
+    "2406.09179": "UWC, matched utility",
     "2406.13356": "relearning attacks",
     "2406.14532": "RL on incorrect synthetic data, per-step DPO",
     "2407.06460": "MUSE",
