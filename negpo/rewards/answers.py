@@ -15,7 +15,7 @@ KINDS = ("integer", "number", "expression", "interval", "set", "tuple", "matrix"
 @dataclass(frozen=True)
 class Value:
     """A number or expression, perhaps with a unit, a percent sign, a modulus (``7 \\pmod{12}``), or marked as rounded
-    (``\\approx 3.14``).
+    (``\\approx 3.14``). ``loose``: its unit are plain letters (``5 m``) and may also be variables.
     """
 
     latex: str
@@ -25,6 +25,7 @@ class Value:
     rounded: bool = False
     modulus: str = ""
     error: str = ""
+    loose: bool = False
 
 
 @dataclass(frozen=True)

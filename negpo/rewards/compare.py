@@ -30,13 +30,15 @@ from negpo.rewards.answers import (
 )
 from negpo.rewards.evaluate import equal_expressions, rational_value, real_value
 from negpo.rewards.expression import Node, free_symbols, number
-from negpo.rewards.latex import AnswerError
+from negpo.rewards.matrices import as_vector
 from negpo.rewards.options import EXACT, GradeOptions
 from negpo.rewards.realsets import same_set, to_real_set
+from negpo.rewards.tokens import AnswerError
 from negpo.rewards.units import conversion
 
 Engine = Callable[[str, str], bool | None]
 MAX_ITEMS = 60
+_DEGREES, _RADIANS = (("deg", 1),), (("rad", 1),)
 _FLIP = {"<": ">", ">": "<", "le": "ge", "ge": "le", "=": "=", "ne": "ne", "equiv": "equiv"}
 
 
@@ -89,6 +91,10 @@ class Comparison:
         """Both sides without relations, words or letters."""
         if isinstance(gold, Value) and isinstance(pred, Value):
             return self.values(gold, pred)
+        if isinstance(gold, Value) and isinstance(pred, Matrix | Bracketed):
+            gold = _unit_vectors(gold, pred)
+        if isinstance(pred, Value) and isinstance(gold, Matrix | Bracketed):
+            pred = _unit_vectors(pred, gold)
         if isinstance(gold, Based) or isinstance(pred, Based):
             return self.based(gold, pred)
         if isinstance(gold, Ratio) or isinstance(pred, Ratio):
@@ -110,6 +116,10 @@ class Comparison:
     def values(self, gold: Value, pred: Value) -> bool | None:
         if gold.modulus and pred.modulus and gold.modulus != pred.modulus:
             return False
+        if (gold.unit and pred.percent) or (gold.percent and pred.unit):
+            return False
+        if (gold.loose and not pred.unit) or (pred.loose and not gold.unit):
+            return False  # plain letters are units only beside a unit
         verdict = self.quantities(gold, pred)
         if verdict is False and gold.rounded and not pred.rounded:
             return self.rounds_to(gold, pred)
@@ -119,10 +129,10 @@ class Comparison:
         factor = Fraction(1)
         if gold.unit and pred.unit:
             ratio = conversion(pred.unit, gold.unit)
-            if ratio is None:
+            if ratio is None and {gold.unit, pred.unit} != {_DEGREES, _RADIANS}:
                 return False
-            factor = ratio
-        verdict = self.expressions(gold, pred, factor)
+            factor = ratio or Fraction(0)
+        verdict = self.expressions(gold, pred, factor) if factor else False
         if verdict is True:
             return True
         verdicts: list[bool | None] = [verdict]
@@ -130,9 +140,9 @@ class Comparison:
         if gold.percent != pred.percent:
             verdicts.append(self.expressions(gold, pred, Fraction(1, 100) if pred.percent else Fraction(100)))
         # 60 degrees is pi/3, but only where exactly one side says degrees.
-        if (gold.unit == (("deg", 1),)) != (pred.unit == (("deg", 1),)) and not (gold.unit and pred.unit):
+        if (gold.unit == _DEGREES) != (pred.unit == _DEGREES) and {gold.unit, pred.unit} <= {_DEGREES, _RADIANS, ()}:
             turn = Node("div", (Node("const", value="pi"), number(180)))
-            scaled = [Node("mul", (v.node, turn)) if v.unit and v.node else v.node for v in (gold, pred)]
+            scaled = [Node("mul", (v.node, turn)) if v.unit == _DEGREES and v.node else v.node for v in (gold, pred)]
             if all(scaled):
                 verdicts.append(equal_expressions(scaled[0], scaled[1]))  # type: ignore[arg-type]
         return disjunction(verdicts)
@@ -336,8 +346,21 @@ class Comparison:
             if gold.ops == ops and self.in_order(gold.sides, sides):
                 return True
         if len(gold.ops) > 1 or len(pred.ops) > 1:
-            return False
+            return self.chains(gold, pred)
         return self.proportional(gold, pred)
+
+    def chains(self, gold: Relation, pred: Relation) -> bool | None:
+        """``x = 10/2 = 5`` for ``x = 5``: the same name, and the values at the ends are equal."""
+        if set(gold.ops) | set(pred.ops) != {"="} or not is_name(gold.sides[0]):
+            return False
+        try:
+            values = self.stated_value(gold), self.stated_value(pred)
+        except AnswerError:
+            return False
+        same_name = self.equal(gold.sides[0], pred.sides[0])
+        if same_name is not True or values[0] is None or values[1] is None:
+            return same_name and False
+        return self.equal(values[0], values[1])
 
     def proportional(self, gold: Relation, pred: Relation) -> bool | None:
         """One equation is a nonzero multiple of the other (a positive one for inequalities)."""
@@ -369,6 +392,13 @@ class Comparison:
         if gold.ops == pred.ops == ("=",) and len(names) == 2 and len(functions) == 1 and "y" in names:
             return self.equal(gold.sides[1], pred.sides[1])
         return False
+
+
+def _unit_vectors(value: Value, other: Matrix | Bracketed) -> Answer:
+    """``2i - 3j`` as the column that it means, where the other side is a vector; else the value itself."""
+    length = len(other.rows) if isinstance(other, Matrix) else len(other.items)
+    components = as_vector(value, length)
+    return value if components is None else Matrix(tuple((component,) for component in components))
 
 
 def hopeless(latex: str) -> bool:

@@ -13,9 +13,9 @@ from negpo.rewards.answers import KINDS, Answer, Collection, Reading, answer_kin
 from negpo.rewards.compare import Comparison, Engine
 from negpo.rewards.expression import MAX_DIGITS
 from negpo.rewards.extract import Extraction, extract_answer, has_finished_answer
-from negpo.rewards.latex import AnswerError
 from negpo.rewards.options import EXACT, GradeOptions
 from negpo.rewards.reading import parse_answer
+from negpo.rewards.tokens import AnswerError
 from negpo.rewards.verdict import DEFAULT_GRADER, Status, Verdict
 
 logger = logging.getLogger(__name__)

@@ -252,7 +252,7 @@ def _equal_numerically(left: Node, right: Node, symbols: list[str]) -> bool | No
 def _equal_at(left: Node, right: Node, point: dict[str, Fraction]) -> bool | None:
     """Equality at one point; None where a side is undefined, complex by a branch cut, or too large to be certain."""
     differences = []
-    imaginary = contains(left, {"const"}) or contains(right, {"const"})
+    imaginary = contains(left, {"const", "cis"}) or contains(right, {"const", "cis"})
     for digits in _PRECISIONS:
         arithmetic = Numeric(digits)
         try:
@@ -401,6 +401,8 @@ class Numeric:
             if op == "mod":
                 return values[0] - values[1] * mp.floor(values[0] / values[1])
             return {"floor": mp.floor, "ceil": mp.ceil, "max": max, "min": min}[op](*values)
+        if op == "cis":
+            return mp.expj(arguments[0])
         name = {
             "arcsin": "asin",
             "arccos": "acos",

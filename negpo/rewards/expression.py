@@ -1,6 +1,6 @@
 r"""A small parser for the closed-form expressions that appear as answers.
 
-``parse_expression`` turns tokens into a tree of :class:`Node` or raises :class:`~negpo.rewards.latex.AnswerError`; it
+``parse_expression`` turns tokens into a tree of :class:`Node` or raises :class:`~negpo.rewards.tokens.AnswerError`; it
 never guesses and never drops a token, because a dropped token is how graders come to reward wrong answers. Sums,
 integrals, limits and user-defined operators are not covered: those go to math-verify in a worker process.
 
@@ -16,17 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from negpo.rewards.latex import AnswerError, Token, render
+from negpo.rewards.tokens import AnswerError, Token, render
+from negpo.rewards.vocabulary import FUNCTIONS
 
 MAX_TOKENS = 1500
 MAX_DEPTH = 90
 MAX_DIGITS = 4000  # Python refuses to convert longer integers to text and back
 
-_FUNCTIONS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "sinh",
-    "cosh", "tanh",
-    "coth", "ln", "log", "lg", "exp", "gcd", "lcm", "max", "min",
-}  # fmt: skip
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 _GREEK = {
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
@@ -104,7 +100,7 @@ class _Parser:
         return self.tokens[index] if index < len(self.tokens) else Token("end", "")
 
     def take(self, value: str) -> bool:
-        if self.peek().kind != "end" and self.peek().value == value:
+        if self.peek().kind not in {"end", "word"} and self.peek().value == value:
             self.position += 1
             return True
         return False
@@ -198,8 +194,9 @@ class _Parser:
         if token.kind == "op":
             return token.value in {"(", "[", "{"} or (token.value == "|" and not self.bars)
         return token.kind == "cmd" and (
-            token.value in _FUNCTIONS | _GREEK | _DECORATED
+            token.value in FUNCTIONS | _GREEK | _DECORATED
             or token.value in {"frac", "sqrt", "binom", "pi", "infty", "lfloor", "lceil", "mathbb:"}
+            or token.value.startswith(("basis:", "fn:"))
         )
 
     def primary(self) -> Node:
@@ -227,9 +224,8 @@ class _Parser:
     def numeral(self, text: str) -> Node:
         if len(text) > MAX_DIGITS:
             raise AnswerError(f"a number of {len(text)} digits, limit {MAX_DIGITS}")
-        if self.peek().value in {"overline", "bar"} or (
-            self.peek().value == "." and self.peek(1).value in {"overline", "bar"}
-        ):
+        barred = self.peek(1) if self.peek().value == "." else self.peek()
+        if barred.kind == "cmd" and barred.value in {"overline", "bar"}:
             return number(self.repeating(text))
         value = Fraction(text)
         if self.peek().value.lower() == "e" and self.peek().kind == "sym" and not self.peek().space:
@@ -299,8 +295,11 @@ class _Parser:
             name += "'"
         if name in {"e", "i"}:
             return Node("const", value=name)
-        if name[0] in "fgh" and self.peek().value == "(":
-            # An unknown function stands for itself: f(2) is a name, not f times 2.
+        return self.unknown_function(name) if name[0] in "fgh" else Node("sym", value=name)
+
+    def unknown_function(self, name: str) -> Node:
+        """An unknown function stands for itself: f(2) is a name, not f times 2."""
+        if self.peek().value == "(":
             start = self.position
             self.position += 1
             self.sum()
@@ -333,6 +332,10 @@ class _Parser:
             return Node("const", value=name)
         if name in _GREEK:
             return self.symbol(name)
+        if name.startswith("basis:"):
+            return Node("sym", value=name)
+        if name.startswith("fn:"):
+            return self.unknown_function(name)
         if name in _DECORATED:
             return Node("sym", value=f"{name} " + "".join(token.value for token in self.group_tokens()))
         if name == "frac":
@@ -348,7 +351,7 @@ class _Parser:
             inner = self.sum()
             self.expect("r" + name[1:])
             return Node("floor" if name == "lfloor" else "ceil", (inner,))
-        if name in _FUNCTIONS:
+        if name in FUNCTIONS:
             return self.function(name)
         raise AnswerError(f"'\\{name}' is not understood here")
 
@@ -388,6 +391,6 @@ class _Parser:
             self.expect(closing)
             return tuple(arguments)
         result = self.power()
-        while self.starts_factor() and self.peek().value not in _FUNCTIONS | {"(", "["}:
+        while self.starts_factor() and self.peek().value not in FUNCTIONS | {"(", "["}:
             result = Node("mul", (result, self.power()))
         return (result,)

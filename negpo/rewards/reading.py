@@ -16,7 +16,6 @@ from negpo.rewards.answers import (
     Choice,
     Collection,
     Combined,
-    Matrix,
     NamedSet,
     Ratio,
     Reading,
@@ -26,18 +25,29 @@ from negpo.rewards.answers import (
     is_name,
     readable,
 )
-from negpo.rewards.latex import (
+from negpo.rewards.cleaning import clean
+from negpo.rewards.expression import Node
+from negpo.rewards.matrices import environment, matrix_expression
+from negpo.rewards.quantities import (
+    compound_quantity,
+    loose_quantity,
+    mixed_words,
+    number_words,
+    parse_value,
+    split_modulus,
+    text_key,
+)
+from negpo.rewards.spelling import respell
+from negpo.rewards.tokens import (
     AnswerError,
     Token,
     check_brackets,
-    clean,
     is_close,
     is_open,
     render,
     split_top,
     tokenize,
 )
-from negpo.rewards.quantities import number_words, parse_value, split_modulus, text_key
 
 MAX_ANSWER_CHARS = 8_000
 MAX_ANSWER_TOKENS = 2_500  # after redundant brackets are gone
@@ -47,7 +57,10 @@ _LISTS = {",", ";", "or", "and"}
 _SETS = {"cup": "cup", "cap": "cap", "setminus": "setminus"}
 _REALS_TEXT = {"allrealnumbers", "allreals", "allrealvalues", "realnumbers", "anyrealnumber", "everyrealnumber"}
 _EMPTY_TEXT = {"emptyset", "theemptyset", "nosolution", "nosolutions", "norealsolution", "norealsolutions"}
-_MATRIX = {"pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array"}
+_INFINITE = {"infinity", "positiveinfinity", "plusinfinity", "+infinity", "infinite"}
+_MINUS_INFINITE = {"-infinity", "negativeinfinity", "minusinfinity"}
+_SAME_TEXT = {"dne": "doesnotexist"}
+_LABELS = {"option", "choice", "answer", "optionletter"}
 
 
 def parse_answer(text: str, kind: str | None = None) -> list[Reading]:
@@ -60,6 +73,7 @@ def parse_answer(text: str, kind: str | None = None) -> list[Reading]:
         raise AnswerError(f"an answer of {len(text)} characters, limit {MAX_ANSWER_CHARS}")
     cleaned = clean(text)
     readings: list[Reading] = []
+    loose: Answer | None = None
     grouped: list[Token] = []
     for group in (True, False):
         tokens = tokenize(cleaned, group_thousands=group)
@@ -67,7 +81,7 @@ def parse_answer(text: str, kind: str | None = None) -> list[Reading]:
             grouped = tokens
         elif tokens == grouped or not _plain_list(tokens):
             continue
-        tokens = trim(tokens)
+        tokens = trim(respell(tokens))
         if not tokens:
             raise AnswerError("the answer is empty")
         if len(tokens) > MAX_ANSWER_TOKENS:
@@ -75,18 +89,22 @@ def parse_answer(text: str, kind: str | None = None) -> list[Reading]:
         key = "".join(f"{token.kind[0]}{token.value} " for token in tokens)
         answer = _with_kind(tokens, kind)
         if group or readable(answer):
-            readings.append(Reading(answer, key, text_key(tokens)))
+            readings.append(Reading(answer, key, _text_key(tokens)))
+        if group and kind in {None, "unit"}:
+            loose = loose_quantity(tokens)
     # (1,234) is a pair unless an item would start with a zero.
     if len(readings) == 2 and isinstance(readings[1].answer, Bracketed):
         readings.pop(0)
+    if loose is not None:
+        readings.append(Reading(loose, readings[0].key + "unit", readings[0].text_key))
     return readings
 
 
 def _with_kind(tokens: list[Token], kind: str | None) -> Answer:
     if kind == "text":
-        return Text(text_key(tokens))
+        return Text(_text_key(tokens))
     if kind == "choice":
-        return _choice(tokens) or Text(text_key(tokens))
+        return _choice(tokens) or Text(_text_key(tokens))
     answer = parse_tokens(tokens)
     if kind == "tuple" and isinstance(answer, Collection):
         return Bracketed("(", ")", answer.items)
@@ -158,17 +176,27 @@ def parse_tokens(tokens: Sequence[Token]) -> Answer:
         _choice,
         _special_text,
         number_words,
+        compound_quantity,
+        mixed_words,
         _list,
         _approximation,
         _relation,
         _combination,
+        _labelled,
         _bracketed,
+        _matrices,
         _ratio,
     ):
         answer = reader(list(tokens))
         if answer is not None:
             return answer
-    return parse_value(list(tokens))
+    value = parse_value(list(tokens))
+    return Text(_text_key(tokens)) if isinstance(value, Text) else value
+
+
+def _text_key(tokens: Sequence[Token]) -> str:
+    key = text_key(tokens)
+    return _SAME_TEXT.get(key, key)
 
 
 def _letter(tokens: Sequence[Token]) -> str | None:
@@ -195,6 +223,10 @@ def _label_length(tokens: Sequence[Token]) -> int:
 
 
 def _choice(tokens: list[Token]) -> Answer | None:
+    if len(tokens) > 1 and tokens[0].kind == "word" and tokens[0].value.lower() in _LABELS:  # "Option C"
+        rest = tokens[2:] if tokens[1].value == ":" else tokens[1:]
+        letter = _letter(rest) or (_letter(rest[1:2]) if len(rest) == 3 and rest[0].value == "(" else None)
+        return Choice(letter.upper()) if letter else None
     letter = _letter(tokens)
     if letter and (letter.isupper() or tokens[0].kind == "word"):
         return Choice(letter.upper())
@@ -210,7 +242,7 @@ def _choice(tokens: list[Token]) -> Answer | None:
         return None
     # "(B) or (C)" hedges and "(B) is wrong" denies.
     if any(token.value.lower() in _DENIALS for token in rest) or len(split_top(rest, {"or", "and", ","})) > 1:
-        return Text(text_key(tokens))
+        return Text(_text_key(tokens))
     return Choice(letter, parse_tokens(rest))
 
 
@@ -218,7 +250,7 @@ _DENIALS = {"not", "wrong", "incorrect", "false", "no", "never", "except", "isn"
 
 
 def _special_text(tokens: list[Token]) -> Answer | None:
-    if len(tokens) == 1 and tokens[0].value == "emptyset":
+    if len(tokens) == 1 and tokens[0] in {Token("cmd", "emptyset"), Token("cmd", "emptyset", True)}:
         return Collection(())
     if [token.value for token in tokens] == [r"\{", r"\}"]:
         return Collection(())
@@ -230,6 +262,9 @@ def _special_text(tokens: list[Token]) -> Answer | None:
             return NamedSet("R")
         if key in _EMPTY_TEXT:
             return Collection(())
+        if key in _INFINITE | _MINUS_INFINITE:
+            infinity = Node("const", value="infty")
+            return Value(r"\infty", infinity if key in _INFINITE else Node("neg", (infinity,)))
     return None
 
 
@@ -237,7 +272,7 @@ def _list(tokens: list[Token]) -> Answer | None:
     pieces = split_top(tokens, _LISTS)
     if len(pieces) == 1:
         return _plus_minus(tokens)
-    joiners = {separator.value for separator, _ in pieces if separator is not None}
+    joiners = {separator.value.lower() for separator, _ in pieces if separator is not None}
     joiner = "and" if "and" in joiners else "or" if "or" in joiners else ","
     items: list[Answer] = []
     for _, piece in pieces:
@@ -246,7 +281,7 @@ def _list(tokens: list[Token]) -> Answer | None:
         item = parse_tokens(piece)
         items.extend(item.items if isinstance(item, Collection) and piece[0].value != r"\{" else [item])
     if joiner != "," and any(isinstance(item, Text) for item in items):
-        return Text(text_key(tokens))
+        return Text(_text_key(tokens))
     return Collection(tuple(items), joiner) if items else None
 
 
@@ -305,13 +340,29 @@ def _combination(tokens: list[Token]) -> Answer | None:
     return Combined(tuple(parse_tokens(piece) for _, piece in pieces), ops)
 
 
+def _labelled(tokens: list[Token]) -> Answer | None:
+    """ "Answer: 6", "Total area: 15 cm^2": words in front of a colon only name what follows."""
+    place = next((index for index, token in enumerate(tokens) if token.value == ":"), 0)
+    if not 0 < place < len(tokens) - 1 or not all(token.kind == "word" for token in tokens[:place]):
+        return None
+    if any(token.value.lower() in _DENIALS for token in tokens[:place]):
+        return None
+    return parse_tokens(tokens[place + 1 :])
+
+
 def _bracketed(tokens: list[Token]) -> Answer | None:
     first, last = tokens[0], tokens[-1]
-    if len(tokens) < 2 or check_brackets(tokens)[0] != len(tokens) - 1:
+    if len(tokens) < 2:
+        return None
+    if first.kind == "sym" and first.value.isupper() and tokens[1].value == "(" and _has_comma(tokens[1:]):
+        return _bracketed(tokens[1:])  # the point P(8,-2)
+    if check_brackets(tokens)[0] != len(tokens) - 1:
         return None
     inner = tokens[1:-1]
     if first.value.startswith("begin:"):
-        return _matrix(first.value[len("begin:") :], inner)
+        return environment(tokens, parse_tokens)
+    if inner and inner[0].value.startswith("begin:") and first.value in {"(", "["}:
+        return _bracketed(inner)  # the brackets of a matrix may stand around its environment
     pieces = [piece for _, piece in split_top(inner, {",", ";"})]
     if first.value == r"\{":
         return _set_builder(inner) or Collection(tuple(item for piece in pieces for item in _flat(piece)))
@@ -319,6 +370,15 @@ def _bracketed(tokens: list[Token]) -> Answer | None:
         return None
     left, right = ("(", ")") if first.value == "langle" else (first.value, last.value)
     return Bracketed(left, right, tuple(parse_tokens(piece) for piece in pieces))
+
+
+def _has_comma(tokens: Sequence[Token]) -> bool:
+    """Whether the tokens are one bracket that holds a list."""
+    return check_brackets(tokens)[0] == len(tokens) - 1 and len(split_top(tokens[1:-1], {",", ";"})) > 1
+
+
+def _matrices(tokens: list[Token]) -> Answer | None:
+    return matrix_expression(tokens, parse_tokens)
 
 
 def _flat(tokens: list[Token]) -> tuple[Answer, ...]:
@@ -333,16 +393,6 @@ def _set_builder(tokens: list[Token]) -> Answer | None:
     if len(pieces) == 2 and pieces[0] and pieces[0][0].kind == "sym":
         return parse_tokens(pieces[1])
     return None
-
-
-def _matrix(environment: str, tokens: list[Token]) -> Answer | None:
-    if environment not in _MATRIX:
-        return None
-    if environment == "array" and tokens and tokens[0].value == "{":  # column specification
-        tokens = tokens[check_brackets(tokens)[0] + 1 :]
-    rows = [piece for _, piece in split_top(tokens, {"row"})]
-    rows = [row for row in rows if row]
-    return Matrix(tuple(tuple(parse_tokens(cell) for _, cell in split_top(row, {"&"})) for row in rows))
 
 
 def _ratio(tokens: list[Token]) -> Answer | None:

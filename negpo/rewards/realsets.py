@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from negpo.rewards.answers import Answer, Bracketed, Collection, Combined, NamedSet, Relation, Value
@@ -62,7 +63,7 @@ def _span(low: Node, high: Node, low_closed: bool, high_closed: bool) -> Span | 
     order = (real_value(low), real_value(high))
     if order[0] is None or order[1] is None or order[0] > order[1]:
         return None
-    return Span(low, high, (low_closed and low != _MINUS_INFINITY, high_closed and high != _INFINITY), order)
+    return Span(low, high, (low_closed, high_closed), order)
 
 
 def _interval(answer: Bracketed) -> RealSet | None:
@@ -79,7 +80,7 @@ def _collection(answer: Collection) -> RealSet | None:
         parts = [to_real_set(item) for item in answer.items]
         if any(part is None for part in parts):
             return None
-        return _fold(parts, ["cap" if answer.joiner == "and" else "cup"] * (len(parts) - 1))
+        return _joined(answer, parts)
     spans = []
     for item in answer.items:
         node = item.node if isinstance(item, Value) else None
@@ -88,6 +89,20 @@ def _collection(answer: Collection) -> RealSet | None:
             return None
         spans.append(span)
     return _normal(spans)
+
+
+def _joined(answer: Collection, parts: list[RealSet | None]) -> RealSet:
+    """Several conditions. ``x \\ne 9`` behind a comma takes a point out of what the others allow."""
+    if answer.joiner == ",":
+        holes = [part for item, part in zip(answer.items, parts, strict=True) if _excludes(item)]
+        rest = [part for item, part in zip(answer.items, parts, strict=True) if not _excludes(item)]
+        if holes and rest:
+            return _fold([_fold(rest, ["cup"] * (len(rest) - 1)), *holes], ["cap"] * len(holes))
+    return _fold(parts, ["cap" if answer.joiner == "and" else "cup"] * (len(parts) - 1))
+
+
+def _excludes(item: Answer) -> bool:
+    return isinstance(item, Relation) and item.ops == ("ne",)
 
 
 def _combined(answer: Combined) -> RealSet | None:
@@ -111,6 +126,9 @@ def _inequality(answer: Relation) -> RealSet | None:
     nodes = [side.node if isinstance(side, Value) else None for side in answer.sides]
     if any(node is None for node in nodes):
         return None
+    absolute = _absolute(answer, nodes)  # type: ignore[arg-type]
+    if absolute is not None:
+        return absolute
     places = [index for index, node in enumerate(nodes) if node.op == "sym"]  # type: ignore[union-attr]
     others = [node for index, node in enumerate(nodes) if index not in places]
     if len(places) != 1 or any(free_symbols(node) for node in others):  # type: ignore[arg-type]
@@ -131,6 +149,35 @@ def _inequality(answer: Relation) -> RealSet | None:
             low, low_closed = bound, closed  # type: ignore[assignment]
     span = _span(low, high, low_closed, high_closed)
     return None if span is None else [span]
+
+
+def _absolute(answer: Relation, nodes: list[Node]) -> RealSet | None:
+    """``|x - c| < r`` and ``|x - c| \\ge r``."""
+    if len(nodes) != 2:
+        return None
+    op, (left, right) = answer.ops[0], nodes
+    if right.op == "abs":
+        op, left, right = {"<": ">", ">": "<", "le": "ge", "ge": "le"}.get(op, ""), right, left
+    center = _center(left.args[0]) if left.op == "abs" else None
+    if center is None or op not in {"<", ">", "le", "ge"} or free_symbols(right):
+        return None
+    radius = real_value(right)
+    if radius is None or radius <= 0:
+        return None
+    closed = op == "le" or op == ">"  # the ends of the inner span: those of its complement are the other way round
+    span = _span(Node("add", (center, Node("neg", (right,)))), Node("add", (center, right)), closed, closed)
+    if span is None:
+        return None
+    return [span] if op in {"<", "le"} else _complement([span])
+
+
+def _center(node: Node) -> Node | None:
+    """c of ``x - c``, with x a lone variable."""
+    if node.op == "sym":
+        return Node("num", value=Fraction(0))
+    if node.op == "add" and len(node.args) == 2 and node.args[0].op == "sym" and not free_symbols(node.args[1]):
+        return Node("neg", (node.args[1],))
+    return None
 
 
 def _normal(spans: list[Span]) -> RealSet:

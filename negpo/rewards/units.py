@@ -1,7 +1,7 @@
-"""Number words and units of measurement, exact.
+"""Reading units of measurement, exactly: ``m/s^2``, ``km h^{-1}``, ``square inches``, ``sq. in.``, "dollars per hour".
 
-A unit is a sorted tuple of (name, power). Known units carry a dimension and an exact factor to it; unknown words
-("students", "ways") are units of their own that equal only themselves.
+A unit is a sorted tuple of (name, power). Known units carry dimensions and an exact factor; unknown words ("students",
+"ways") are units of their own that equal only themselves. :mod:`negpo.rewards.unit_table` holds the names.
 """
 
 from __future__ import annotations
@@ -10,146 +10,170 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from negpo.rewards.number_words import FRACTION_WORDS
+from negpo.rewards.unit_table import (
+    AFTER,
+    COUNTERS,
+    DEGREES,
+    FILLER_PHRASES,
+    FILLERS,
+    LETTER_SYMBOLS,
+    NOT_UNITS,
+    SQUARED,
+    UNITS,
+)
+
 Unit = tuple[tuple[str, int], ...]
 
-_UNITS: dict[str, tuple[str, Fraction]] = {}
+MAX_UNKNOWN = 3  # words that are no known unit
+_MAX_POWER = 12
 
 
-def _define(dimension: str, entries: dict[str, str]) -> None:
-    for names, factor in entries.items():
-        for name in names.split():
-            _UNITS[name] = (dimension, Fraction(factor))
+class _NoUnitError(Exception):
+    pass
 
 
-_define("length", {
-    "mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm decimeter": "1/10",
-    "m meter metre": "1",
-    "km kilometer kilometre": "1000", "in inch inches": "127/5000", "ft foot feet": "381/1250", "yd yard": "1143/1250",
-    "mi mile": "201168/125",
-})  # fmt: skip
-_define("mass", {
-    "mg milligram": "1/1000", "g gram gm": "1", "kg kilogram": "1000", "lb pound": "45359237/100000",
-    "oz ounce": "45359237/1600000",
-})  # fmt: skip
-_define("time", {
-    "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400", "week": "604800",
-    "month": "2629746", "year yr": "31556952",
-})  # fmt: skip
-_define("volume", {"ml milliliter millilitre": "1/1000", "l liter litre": "1"})
-_define("money", {"cent ¢": "1/100", "dollar usd": "1"})
-_define("euro", {"euro": "1"})
-_define("angle", {"deg degree": "1"})
+def parse_unit(pieces: Sequence[str], *, known_only: bool = False) -> Unit | None:
+    """A unit from the pieces behind a number, () for pure filler, None if they are no unit.
 
-# Words that only say "this is a unit", and spellings of derived units.
-_FILLERS = {"unit", "the", "of", "a"}
-_DERIVED: dict[str, tuple[tuple[str, int], ...]] = {
-    "mph": (("mi", 1), ("h", -1)), "kmph": (("km", 1), ("h", -1)), "kph": (("km", 1), ("h", -1)),
-}  # fmt: skip
-# After a number these turn it into a statement, a hedge or a condition, never into a quantity.
-_NOT_UNITS = {
-    "or", "and", "more", "less", "than", "at", "least", "most", "not", "no", "if", "when", "any", "up", "to", "over",
-    "under", "about",
-    "mod", "is", "are", "for", "where", "but", "maybe", "else", "only", "all", "with", "without", "plus", "minus",
-    "times", "wrong",
-    "incorrect", "false", "unless", "given", "because", "since", "so", "then", "base", "from", "by", "out", "choose",
-}  # fmt: skip
-
-_ONES = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10,
-    "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
-    "eighteen": 18,
-    "nineteen": 19,
-}  # fmt: skip
-_TENS = {
-    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
-}  # fmt: skip
-SCALES = {
-    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
-}  # fmt: skip
-
-
-def words_to_number(words: Sequence[str]) -> int | None:
-    """The value of "twenty-one" or "three hundred and five"; None unless every word belongs to a number."""
-    total = current = 0
-    seen = False
-    for word in " ".join(words).lower().replace("-", " ").split():
-        if word == "and" and seen:
-            continue
-        if word in _ONES or word in _TENS:
-            value = _ONES.get(word, _TENS.get(word, 0))
-            # "one two" and "twenty eleven" are not numbers.
-            if current % 100 and not (current % 100 >= 20 and current % 10 == 0 and 0 < value < 10):
-                return None
-            current += value
-        elif word in SCALES and seen:
-            if SCALES[word] == 100:
-                current *= 100
-            else:
-                total, current = total + current * SCALES[word], 0
-        else:
-            return None
-        seen = True
-    return total + current if seen else None
-
-
-def parse_unit(text: str) -> Unit | None:
-    """A unit from the text behind a number ("m/s", "square inches", "cm^2"), () for pure filler, None if it is no
-    unit.
+    Args:
+        pieces: words and the signs ``/ * ^ - { } ( ) .`` in their order, numbers as digits, ``\\frac`` for fractions.
+        known_only: unknown words make it no unit.
     """
-    pieces = re.findall(r"[A-Za-z¢]+|\^\s*\{?\s*-?\d+\s*\}?|[/*]|\S", text)
-    powers: dict[str, int] = {}
-    sign, pending, words = 1, 1, 0
-    last: list[tuple[str, int]] = []
-    for piece in pieces:
-        if piece[0] == "^":
-            if len(piece) == 1:
-                return None
-            extra = int(re.sub(r"[^\d-]", "", piece))
-            for name, power in last:
-                powers[name] += power * (extra - 1)
-            continue
-        if piece == "/" or piece.lower() == "per":
-            sign, last = -1, []
-            continue
-        if piece in {"*", "-", "."}:
-            continue
-        if (not piece[0].isalpha() and piece != "¢") or piece.lower() in _NOT_UNITS:
+    try:
+        parser = _Parser(_without_fillers(list(pieces)), known_only)
+        powers = parser.product()
+        if parser.position < len(parser.pieces):
             return None
-        if piece.lower() in {"square", "sq", "cubic", "cu", "squared", "cubed"}:
-            power = 3 if piece.lower().startswith("cu") else 2
-            if piece.lower().endswith("ed"):
-                for name, old in last:
-                    powers[name] += old * (power - 1)
-            else:
-                pending = power
-            continue
-        words += 1
-        last = [(name, power * sign * pending) for name, power in _base_unit(piece)]
-        for name, power in last:
-            powers[name] = powers.get(name, 0) + power
-        pending = 1
-    if words > 4:
+    except _NoUnitError:
         return None
-    return tuple(sorted((name, power) for name, power in powers.items() if power and name not in _FILLERS))
+    return tuple(sorted((name, power) for name, power in powers.items() if power))
 
 
-def _base_unit(word: str) -> tuple[tuple[str, int], ...]:
-    # Capital letters matter only for single letters: M is not m.
-    word = word if len(word) == 1 else word.lower()
-    if word in _DERIVED:
-        return _DERIVED[word]
-    if word not in _UNITS and word.endswith("s") and len(word) > 2:
-        singular = word[:-1]
-        word = singular if singular in _UNITS or not word.endswith("ss") else word
-    return ((_canonical(word), 1),)
+def is_unit_text(text: str) -> bool:
+    """Whether a text is made of known units only: "cm^2", "m/s", " km", not "x" or "students"."""
+    pieces = re.findall(r"[^\W\d_]+|\d+|\S", text)
+    return bool(pieces) and bool(parse_unit(pieces, known_only=True))
 
 
-def _canonical(word: str) -> str:
-    """The first name of a known unit, the word itself otherwise."""
-    if word not in _UNITS:
-        return word
-    return next(name for name, entry in _UNITS.items() if entry == _UNITS[word])
+def is_letter_symbol(letter: str) -> bool:
+    """Whether one upright letter behind a number is a unit symbol."""
+    return letter in LETTER_SYMBOLS
+
+
+def _without_fillers(pieces: list[str]) -> list[str]:
+    lowered = [piece.lower() for piece in pieces]
+    for phrase in FILLER_PHRASES:
+        if tuple(lowered[-len(phrase) :]) == phrase:
+            pieces, lowered = pieces[: -len(phrase)], lowered[: -len(phrase)]
+    return pieces
+
+
+class _Parser:
+    def __init__(self, pieces: list[str], known_only: bool):
+        self.pieces, self.known_only, self.position, self.unknown = pieces, known_only, 0, 0
+
+    def peek(self) -> str:
+        return self.pieces[self.position] if self.position < len(self.pieces) else ""
+
+    def take(self, *values: str) -> bool:
+        if self.peek() and self.peek().lower() in values:
+            self.position += 1
+            return True
+        return False
+
+    def product(self) -> dict[str, int]:
+        """Factors, each in the numerator or, behind ``/`` or "per", in the denominator."""
+        powers: dict[str, int] = {}
+        sign = 1
+        while self.peek() and self.peek() not in {")", "}"}:
+            if self.take("/", "per", "每", "por", "pro", "par"):
+                sign = -1
+                if not self.peek():
+                    raise _NoUnitError
+                continue
+            if self.take("*", "-", ".", "·"):
+                continue
+            for name, power in self.factor().items():
+                powers[name] = powers.get(name, 0) + sign * power
+        return powers
+
+    def factor(self) -> dict[str, int]:
+        power = 1
+        if self.peek().lower() in SQUARED and self.position + 1 < len(self.pieces):
+            power = SQUARED[self.peek().lower()]
+            self.position += 1
+            self.take(".")
+        base = self.atom()
+        if self.take("^"):
+            power *= self.exponent()
+        elif self.peek().lower() in AFTER:
+            power *= AFTER[self.peek().lower()]
+            self.position += 1
+        return {name: old * power for name, old in base.items()}
+
+    def exponent(self) -> int:
+        braced = self.take("{")
+        negative = self.take("-")
+        digits = self.peek()
+        if not digits.isdigit() or int(digits) > _MAX_POWER:
+            raise _NoUnitError
+        self.position += 1
+        if braced and not self.take("}"):
+            raise _NoUnitError
+        return -int(digits) if negative else int(digits)
+
+    def atom(self) -> dict[str, int]:
+        for opening, closing in (("{", "}"), ("(", ")")):
+            if self.take(opening):
+                inner = self.product()
+                if not self.take(closing):
+                    raise _NoUnitError
+                return inner
+        if self.take("\\frac"):
+            top, bottom = self.atom(), self.atom()
+            return {name: top.get(name, 0) - bottom.get(name, 0) for name in top | bottom}
+        word = self.peek()
+        if not word or (not word[0].isalpha() and word not in UNITS):
+            raise _NoUnitError
+        self.position += 1
+        if word.lower() in {"deg", "degree", "degrees"} and self.peek().lower() in DEGREES:
+            self.position += 1
+            return dict(base_unit(DEGREES[self.pieces[self.position - 1].lower()]))
+        if word.lower() in FILLERS:
+            return {}
+        if word == "in" and self.peek()[:1].isalpha() and self.peek().lower() != "per":
+            raise _NoUnitError  # "3 in a row", "2 in five": not inches
+        return dict(self.named(word))
+
+    def named(self, word: str) -> Unit:
+        found = base_unit(word)
+        if found[0][0] in UNITS:
+            return found
+        if word in COUNTERS:  # "3 个" counts things; the thing may go unnamed
+            return ()
+        self.unknown += 1
+        foreign = not word.isascii() and not re.fullmatch(r"[\w\u00c0-\u024f]+", word, re.ASCII)
+        if self.known_only or self.unknown > MAX_UNKNOWN or len(word) < 2 or foreign:
+            raise _NoUnitError
+        if word.lower() in NOT_UNITS or word.lower() in AFTER or word.lower() in FRACTION_WORDS:
+            raise _NoUnitError
+        return found
+
+
+def base_unit(word: str) -> Unit:
+    """The canonical name of a unit word as a unit; an unknown word stands for itself, in lower case and singular."""
+    for spelling in (word, word.lower()) if len(word) > 1 else (word,):
+        for name in (spelling, spelling.removesuffix("s"), spelling.removesuffix("es"), spelling[:-3] + "y"):
+            plural = name == spelling or (spelling.endswith("s") and len(name) > 1)
+            if plural and name in UNITS and (name != spelling[:-3] + "y" or spelling.endswith("ies")):
+                return ((_canonical(name), 1),)
+    word = word.lower()
+    return ((word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 2 else word, 1),)
+
+
+def _canonical(name: str) -> str:
+    return next(first for first, entry in UNITS.items() if entry == UNITS[name])
 
 
 def base_units(unit: Unit) -> tuple[Fraction, str]:
@@ -171,7 +195,8 @@ def _measure(unit: Unit) -> tuple[Fraction, dict[str, int]]:
     factor = Fraction(1)
     dimensions: dict[str, int] = {}
     for name, power in unit:
-        dimension, size = _UNITS.get(name, (f"word {name}", Fraction(1)))
-        dimensions[dimension] = dimensions.get(dimension, 0) + power
+        parts, size = UNITS.get(name, (((f"word {name}", 1),), Fraction(1)))
+        for dimension, exponent in parts:
+            dimensions[dimension] = dimensions.get(dimension, 0) + exponent * power
         factor *= size**power
     return factor, {name: power for name, power in dimensions.items() if power}

@@ -26,9 +26,9 @@ from negpo.rewards.answers import (
 from negpo.rewards.compare import Comparison
 from negpo.rewards.expression import Node, number
 from negpo.rewards.fingerprint import fingerprint
-from negpo.rewards.latex import AnswerError
 from negpo.rewards.reading import parse_answer
 from negpo.rewards.realsets import to_real_set
+from negpo.rewards.tokens import AnswerError
 from negpo.rewards.units import base_units
 
 _PERCENT = "%"

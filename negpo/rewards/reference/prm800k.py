@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 
+from negpo.rewards.cleaning import clean
 from negpo.rewards.evaluate import equal_expressions
 from negpo.rewards.expression import parse_expression
-from negpo.rewards.latex import AnswerError, clean, tokenize
 from negpo.rewards.reference.hendrycks import is_equiv
 from negpo.rewards.reference.spelling import last_boxed
+from negpo.rewards.tokens import AnswerError, tokenize
 
 # The words its release deletes.
 _UNITS = "degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
+from negpo.rewards.number_words import english_integer
 from negpo.rewards.reference.matching import math_equal
 from negpo.rewards.reference.spelling import brace_fractions, brace_roots, drop_short_name, slash_to_fraction
-from negpo.rewards.units import words_to_number
 
 # Words this evaluator deletes, by topic. The original's list has about 300 entries; these are the ones answers contain.
 _UNIT_WORDS = """
@@ -102,7 +102,7 @@ def strip_string(text: str, *, skip_unit: bool = False) -> str:
 
 
 def _number_word(text: str) -> str:
-    value = words_to_number(text.split()) if re.fullmatch(r"[A-Za-z -]+", text) else None
+    value = english_integer(text) if re.fullmatch(r"[A-Za-z -]+", text) else None
     return text if value is None else str(value)
 
 
