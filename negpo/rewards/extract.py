@@ -1,11 +1,10 @@
 r"""Finding the answer in a response: the extraction ladder.
 
 1. thinking: only the text after the last ``</think>`` counts; thinking that never ends contains no answer
-2. the last box (``\boxed``, ``\fbox``, ``boxed{`` without its backslash); empty boxes are skipped, a box inside a box
-   belongs to it
-3. the last ``<answer>`` tag, ``#### 7``, or phrase ("the final answer is", "answer:")
+2. the last box (:mod:`negpo.rewards.boxes`); empty boxes are skipped, a box inside a box belongs to it
+3. the last ``<answer>`` tag, ``#### 7``, or phrase ("the final answer is", "答案是"; :mod:`negpo.rewards.cues`)
 4. the whole response, where it is nothing but an answer
-5. the last formula or number of the text
+5. the value that the last, finished sentence states (:mod:`negpo.rewards.sentences`)
 
 Every step is linear in the text and looks only at a window around the last box or at the tail, so 100 kB cost
 milliseconds.
@@ -14,49 +13,44 @@ milliseconds.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
-WINDOW = 20_000  # characters around the last box or at the end that are looked at
-_BEFORE_BOX = 4_000
+from negpo.rewards.boxes import WINDOW, Extraction, last_box
+from negpo.rewards.cues import CHOSEN, CUE, TRAILING_COPULA
+from negpo.rewards.sentences import MATH, stated_value
+
+__all__ = ["Extraction", "extract_answer", "final_part", "has_finished_answer", "last_box"]
 
 _THINK_END = re.compile(r"</\s*think(?:ing)?\s*>", re.IGNORECASE)
 _THINK_START = re.compile(r"<\s*think(?:ing)?\s*>", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[a-z_0-9]{1,30}\|>|</s>", re.IGNORECASE)
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\b|\\(?:boxed|fbox)(?=\d)|(?<![A-Za-z\\])boxed(?=\s*\{)")
 _ANSWER_TAG = re.compile(r"<answer>(.{0,4000}?)</answer>", re.IGNORECASE | re.DOTALL)
-_CUE = re.compile(
-    r"####[ \t]*"
-    r"|\bfinal\s+(?:answer|result)\b[^\n.:=]{0,40}?(?:\bis\b|\bare\b|[:=])\s*:?"
-    r"|\banswer\b(?:\s+(?:to|of|for)\b[^\n.:=]{0,60}?)?\**\s*(?:\bis\b|\bare\b|[:=])\s*:?"
-    r"|\bfinal\s+answer\**\s*\n",
-    re.IGNORECASE,
-)
-_MATH = re.compile(r"\$\$(.{1,2000}?)\$\$|\$([^$\n]{1,2000}?)\$|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
-_NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.\\{])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+(?:\.\d+)?)?(?:\s*\\?%)?(?![A-Za-z0-9_])"
-)
 _ADVERBS = re.compile(
-    r"^(?:(?:therefore|thus|hence|then|so|simply|just|clearly|exactly|indeed|equal to|given by|option|choice)"
-    r"\b[\s,:]*)+",
+    r"^(?:(?:therefore|thus|hence|then|so|simply|just|clearly|exactly|indeed|finally|equal to|given by|we (?:get|have|"
+    r"find|obtain)|因此|所以|故|则)(?![A-Za-z])[\s,:，]*)+",
     re.IGNORECASE,
 )
 _TEXT_ARGUMENT = re.compile(r"\\(?:text\w*|mbox|mathrm|begin|end)\s*\{[^{}]*\}")
-_CONTINUES = re.compile(
-    r"^\s*(?:,?\s*(?:or|and|but)\b|[,;/=<>+*^-]|\\(?:text|cup|or|pm|approx|le|ge|frac|times|cdot)\b|not\b)",
+_SENTENCE_END = re.compile(r"(?<=[^\s.])\.(?=\s+[A-Z\\<(]|\s*$)|[。！]|\s+I hope\b")
+# What follows explains the answer and is no part of it.
+_EXPLANATION = re.compile(
+    r"[\s,;—–]+(?:because|since|as\s+(?=[a-z])|which|so\b|thus|hence|therefore|by\s+(?=[a-z])|using|obtained|according|"
+    r"due\s+to|based\s+on|and\s+(?:we|this|that|it|so|the|is|thus|hence)\b|i\.e\.|that\s+is|namely|as\s*$|weil|porque|"
+    r"car\b|perché|потому|因为|由于)",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """``text`` is None when there is no answer and ``reason`` says why. ``joined`` lists several boxes given as one
-    answer ("\\boxed{3}, \\boxed{4}"), which counts where a list is expected.
-    """
-
-    text: str | None
-    source: str
-    reason: str = ""
-    joined: str | None = None
+_ASIDE = re.compile(r"\s+\((?!\s*(?:base|mod)\b)[A-Za-z][^()]{0,200}\)\.?\s*$")
+_DENIES = re.compile(
+    r"n't\b|\b(?:not|never|no|doubt|whether|suppose|assume|if|wrong|incorrect|unlikely|guess|think|nicht|pas|non|não|"
+    r"не|если)\b|不|没|如果|假设|是否|ない|もし|아니|만약",
+    re.IGNORECASE,
+)
+_THINKS = re.compile(r"\b(?:I|we)\s+think\b(?!.*\bnot\b)", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"\bwait\b|\bmistake\b|\bincorrect\b|\b(?:that|this|it)(?:'s| is| was)\s+(?:wrong|not|impossible)|"
+    r"\bnot\s+(?:correct|right)\b|\bshould\s+(?:be|have\s+been)\b|\bcontradict|不对|错误|等等|間違|틀렸",
+    re.IGNORECASE,
+)
 
 
 def extract_answer(response: str) -> Extraction:
@@ -68,13 +62,13 @@ def extract_answer(response: str) -> Extraction:
         return Extraction(None, "none", reason)
     boxed = last_box(final)
     if boxed is not None:
-        return boxed
+        return _without_phrase(boxed)
     tail = _SPECIAL.sub(" ", final[-WINDOW:])
     return (
         _from_tag(tail)
         or _from_cue(tail)
         or _whole(tail)
-        or _last_value(tail)
+        or stated_value(tail)
         or Extraction(None, "none", "no answer found")
     )
 
@@ -102,78 +96,15 @@ def final_part(response: str) -> tuple[str, str]:
     return final, "" if final.strip() else "nothing follows the thinking section"
 
 
-# -- boxes -------------------------------------------------------------------------------------------------------------
+def _without_phrase(boxed: Extraction) -> Extraction:
+    r"""``\boxed{\text{The answer is }6}`` holds 6."""
+    if boxed.text is None or len(boxed.text) > 300 or not CUE.search(boxed.text):
+        return boxed
+    inner = _from_cue(re.sub(r"\\text\w*\s*\{([^{}]*)\}", r"\1", boxed.text))
+    return replace(boxed, text=inner.text) if inner and inner.text else boxed
 
 
-def last_box(text: str, *, forgiving: bool = True) -> Extraction | None:
-    """The last non-empty box, None if the text has no box at all. ``forgiving``: the end of the formula closes a box
-    whose brace was forgotten, and a box needs no braces.
-    """
-    position = max(text.rfind("boxed"), text.rfind("fbox"), text.rfind("framebox"))
-    if position < 0:
-        return None
-    text = text[max(0, position - _BEFORE_BOX) : position + WINDOW]
-    partners = _brace_partners(text)
-    boxes: list[tuple[int, int, str | None]] = []  # start, end, content (None: never closed)
-    for match in _BOX.finditer(text):
-        if boxes and match.start() < boxes[-1][1]:
-            continue  # inside the previous box
-        boxes.append((match.start(), *_box_content(text, match.end(), partners, forgiving)))
-    if not boxes:
-        return None
-    filled = [box for box in boxes if box[2] is None or box[2].strip()]
-    if not filled:
-        return Extraction(None, "boxed", "no answer found: the box is empty")
-    if filled[-1][2] is None:
-        return Extraction(None, "boxed", "no answer found: the last box is never closed")
-    return _joined_boxes(text, filled)
-
-
-def _brace_partners(text: str) -> dict[int, int]:
-    """Index of the closing brace for every opening one that has it; escaped braces do not count."""
-    partners: dict[int, int] = {}
-    stack: list[int] = []
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        if match[0] == "{":
-            stack.append(match.start())
-        elif match[0] == "}" and stack:
-            partners[stack.pop()] = match.start()
-    return partners
-
-
-def _box_content(text: str, position: int, partners: dict[int, int], forgiving: bool) -> tuple[int, str | None]:
-    """End and content of the box whose command ends at ``position``; the content is None if it is never closed."""
-    while position < len(text) and text[position] in " \t":
-        position += 1
-    if text[position : position + 1] != "{":
-        match = re.compile(r"[^\s${}]{0,200}").match(text, position)
-        assert match is not None
-        return match.end(), match[0] if forgiving or match.end() < len(text) else None
-    if position in partners:
-        return partners[position] + 1, text[position + 1 : partners[position]]
-    # A forgotten brace: the formula's own end closes the box. At the end of the text it is a truncated response.
-    end = re.compile(r"\$|\\\)|\\\]|\n").search(text, position) if forgiving else None
-    return (end.start(), text[position + 1 : end.start()]) if end else (len(text), None)
-
-
-def _joined_boxes(text: str, boxes: list[tuple[int, int, str | None]]) -> Extraction:
-    """The last box; together with the boxes before it where only "and", "or" or a comma stands between them."""
-    contents = [boxes[-1][2] or ""]
-    words = False
-    for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
-        between = re.sub(r"[$\s]|\\[,;:()\[\]]|\\quad|\\text", "", text[before[1] : after[0]]).strip("{}").lower()
-        if between not in {",", "and", "or", ",and", ",or", ";"} or before[2] is None:
-            break
-        words |= between.strip(",;") != ""
-        contents.insert(0, before[2])
-    if len(contents) == 1:
-        return Extraction(contents[-1], "boxed")
-    joined = ", ".join(contents)
-    # "3 or 4" in two boxes is one hedged answer; after a comma the last box may also stand alone.
-    return Extraction(joined if words else contents[-1], "boxed", joined=joined)
-
-
-# -- phrases and tails -------------------------------------------------------------------------------------------------
+# -- phrases -----------------------------------------------------------------------------------------------------------
 
 
 def _from_tag(text: str) -> Extraction | None:
@@ -181,64 +112,56 @@ def _from_tag(text: str) -> Extraction | None:
     if not contents or not contents[-1]:
         return None
     inner = _from_cue(contents[-1])
-    return Extraction(inner.text if inner else contents[-1], "answer tag")
+    return Extraction(inner.text if inner and inner.text else contents[-1], "answer tag")
 
 
 def _from_cue(text: str) -> Extraction | None:
-    for cue in reversed(list(_CUE.finditer(text))):
-        segment = _segment(text[cue.end() : cue.end() + 2000])
-        if segment:
-            return Extraction(segment, "phrase")
+    for cue in reversed(list(CUE.finditer(text))):
+        segment, rest = _segment(text[cue.end() : cue.end() + 2000])
+        if not segment:
+            continue
+        clause = re.split(r"[.,;:!?，。；：\n]", text[max(0, cue.start() - 200) : cue.start()])[-1]
+        if _DENIES.search(_THINKS.sub("", clause)):
+            return Extraction(None, "phrase", "no answer found: the last phrase denies or supposes one")
+        if _TAKEN_BACK.search(rest):
+            return Extraction(None, "phrase", "no answer found: it is taken back")
+        return Extraction(segment, "phrase")
     return None
 
 
-def _segment(text: str) -> str:
-    """The answer at the start of the text behind a phrase."""
-    text = _ADVERBS.sub("", text.lstrip(" \t\n:*_`=").replace("**", " "))
-    math = _MATH.match(text)
-    line = text if math and "\n" in math[0] else text.partition("\n")[0]
-    sentence = re.split(r"(?<=[^\s.])\.(?=\s+[A-Z\\<]|\s*$)|\s+I hope\b", line)[0].strip()
-    if not math:
-        return _leading_value(sentence)
-    rest = sentence[math.end() :] if len(sentence) >= math.end() else ""
-    words = rest.split()
-    if _CONTINUES.match(rest) or (words and len(words) <= 3 and not re.search(r"\d|\\", rest)):
-        return sentence
-    return next(group for group in math.groups() if group is not None)
+def _segment(text: str) -> tuple[str, str]:
+    """The answer at the start of the text behind a phrase, and the text behind it."""
+    text = text.lstrip(" \t\n:：*_`=>")
+    math = MATH.match(text)
+    line_end = text.find("\n", math.end() if math else 0)
+    line = text if line_end < 0 else text[:line_end]
+    stop = _SENTENCE_END.search(line, math.end() if math else 0)
+    sentence = line[: stop.start()] if stop else line
+    rest = text[len(sentence) :]
+    sentence = _ADVERBS.sub("", sentence.replace("**", " ").strip())
+    explanation = _EXPLANATION.search(sentence, 1)
+    if explanation:
+        sentence = sentence[: explanation.start()]
+    sentence = TRAILING_COPULA.sub("", _ASIDE.sub("", sentence)).strip(" \t*_`】。，")
+    return _inside(sentence), rest
 
 
-def _leading_value(sentence: str) -> str:
-    """A short sentence as it is; of a longer one the number it starts with, unless the sentence goes on listing."""
-    number = _NUMBER.match(sentence)
-    if (
-        number
-        and number[0]
-        and len(sentence[number.end() :].split()) > 3
-        and not _CONTINUES.match(sentence[number.end() :])
-    ):
-        return number[0]
-    return sentence
+def _inside(text: str) -> str:
+    """The formula itself where a text is exactly one formula."""
+    math = MATH.fullmatch(text.strip().rstrip("."))
+    return next(group for group in math.groups() if group is not None) if math else text
+
+
+# -- whole responses ---------------------------------------------------------------------------------------------------
 
 
 def _whole(text: str) -> Extraction | None:
     """A response that is nothing but an answer: short, one paragraph, hardly any words."""
-    text = text.strip()
-    if len(text) > 2000 or "\n\n" in text:
+    text = _ADVERBS.sub("", text.strip())
+    if len(text) > 2000 or "\n\n" in text or not text or CHOSEN.search(text):
         return None
-    prose = re.findall(r"(?<!\\)\b[A-Za-z]{2,}\b", _TEXT_ARGUMENT.sub("", text))
+    prose = re.findall(r"(?<!\\)\b[^\W\d_]{2,}\b", _TEXT_ARGUMENT.sub("", text))
     starts_as_sentence = re.match(r"[A-Za-z']{2,}\s|I\s", text) and re.search(r"\d", text)
-    return None if len(prose) > 3 or (prose and starts_as_sentence) else Extraction(text, "whole response")
-
-
-def _last_value(text: str) -> Extraction | None:
-    """The last formula or number, whichever ends later."""
-    tail = text[-4000:]
-    best: tuple[int, str, str] | None = None
-    for match in _MATH.finditer(tail):
-        content = next(group for group in match.groups() if group is not None)
-        best = (match.end(), content, "last formula")
-    for match in _NUMBER.finditer(tail, best[0] if best else 0):
-        cut_off = match.start() == 0 and len(text) > len(tail)
-        if match[0] and not cut_off:
-            best = (match.end(), match[0], "last number")
-    return Extraction(best[1], best[2]) if best else None
+    unspaced = re.search(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3\u0e00-\u0e7f]{4,}", text)
+    wordy = len(prose) > 3 or bool(prose and (starts_as_sentence or unspaced))
+    return None if wordy else Extraction(_inside(text) if MATH.fullmatch(text.rstrip(". ")) else text, "whole response")
