@@ -27,7 +27,7 @@ from negpo.trainers._run.model import is_peft, load_model
 from negpo.trainers._run.reference import Reference
 from negpo.trainers._run.sharding import whole, whole_while_generating
 
-SAMPLES_FILE = "d2o_samples.json"
+SAMPLES_FILE = "d2o_samples_{rank}.json"
 
 
 @dataclass
@@ -118,6 +118,10 @@ class D2OTrainer(PreferenceTrainer):
         self._sample_reference: Reference | None = None
         self._initial_rows = ""
         self._drawn_in: dict[int, int] = {}  # prompt -> the window of refresh_steps its samples are from
+
+    @property
+    def _has_other_reference(self) -> bool:
+        return super()._has_other_reference or self._sample_ref_model is not None
 
     def preference_loss(self, scored: Scored):
         rejected = (scored.sign < 0).nonzero().squeeze(1)
@@ -231,11 +235,10 @@ class D2OTrainer(PreferenceTrainer):
         window = past // self.args.refresh_steps + 1
         indices = sorted({index for batch in batches for index in batch["rows"]["index"].tolist()})
         stale = [index for index in indices if self._drawn_in.get(index, 0) != window]
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if stale or sharded:  # then all processes take part, also those with nothing to draw
+        if stale or self.sharded:  # then all processes take part, also those with nothing to draw
             data = self.train_dataset
             engine = make_engine("transformers", self.accelerator.unwrap_model(self.model), self.processing_class)
-            gathered = whole_while_generating(self.model_wrapped, self.accelerator) if sharded else nullcontext()
+            gathered = whole_while_generating(self.model_wrapped, self.accelerator) if self.sharded else nullcontext()
             with gathered:
                 answers = draw(engine, self._request(stale, f"window {window}")) if stale else []
             for index, found in zip(stale, answers, strict=True):
@@ -251,15 +254,23 @@ class D2OTrainer(PreferenceTrainer):
             self._initial_rows = super()._provenance()["preference rows"]  # before a refresh changes them
         return super()._provenance() | {"preference rows": self._initial_rows}
 
+    @property
+    def keeps_state_per_process(self) -> bool:
+        return super().keeps_state_per_process or self.args.samples == "refresh"  # each draws for its own batches
+
+    def _samples_file(self, folder: Path) -> Path:
+        return folder / SAMPLES_FILE.format(rank=self.accelerator.process_index)
+
     def _save_extras(self, folder: Path) -> None:
         if self._drawn_in:
             groups = self.train_dataset.groups
             answers = {index: _samples_of(groups[index]) for index in self._drawn_in}
-            atomic_write_json(folder / SAMPLES_FILE, {"drawn_in": self._drawn_in, "answers": answers}, indent=None)
+            content = {"drawn_in": self._drawn_in, "answers": answers}
+            atomic_write_json(self._samples_file(folder), content, indent=None)
 
     def _load_extras(self, folder: Path) -> None:
-        if (folder / SAMPLES_FILE).is_file():
-            saved = json.loads((folder / SAMPLES_FILE).read_text(encoding="utf-8"))
+        if (path := self._samples_file(folder)).is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))
             self._drawn_in = {int(index): window for index, window in saved["drawn_in"].items()}
             for index, answers in saved["answers"].items():
                 groups = self.train_dataset.groups

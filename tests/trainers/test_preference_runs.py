@@ -10,6 +10,7 @@ from unlearn_tiny import FORGET, history, make_model, make_tokenizer
 from negpo.errors import ConfigError, DataError
 from negpo.objectives import u2a_update_weights
 from negpo.trainers import SCRIPTS, NPOTrainer, RMUTrainer
+from negpo.trainers._run.checkpoint import provenance
 from negpo.trainers.u2a import U2A, WEIGHT, weighted, weights_of
 
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1.0, "lr_scheduler_type": "linear"}
@@ -114,6 +115,23 @@ def test_samples_are_drawn_once_and_kept_on_disk(tmp_path, monkeypatch):
     third = make_trainer("d2o", tmp_path / "c", **settings)  # an interrupted draw is continued with the same samples
     third.train()
     assert third.train_dataset.rows == first.train_dataset.rows
+
+
+def test_another_reference_of_the_samples_alone_is_taken_by_default(tmp_path):
+    trainer = make_trainer(
+        "d2o", tmp_path, sample_ref_model=make_model(3), train_dataset=SAMPLED, samples="offline", max_steps=1
+    )
+    trainer.train()
+    assert abs(history(trainer, "samples/log_ratio")[0]) > 0.1
+    assert abs(history(trainer, "rejected/log_ratio")[0]) < 1e-4
+
+
+def test_refreshed_samples_belong_to_the_process_that_drew_them(tmp_path):
+    common = {"samples": "refresh", "refresh_steps": 2, "max_new_tokens": 4, "num_samples": 2}
+    common |= {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    make_trainer("d2o", tmp_path, **common).train()
+    assert (tmp_path / "checkpoint-1" / "d2o_samples_0.json").is_file()
+    assert provenance(tmp_path / "checkpoint-1")["number of processes"] == 1
 
 
 def test_prefixes_change_what_is_sampled_but_not_what_is_trained(tmp_path):

@@ -77,6 +77,21 @@ def test_resuming_with_other_data_or_another_batch_layout_is_refused(tmp_path):
         make_policy_trainer("nsr", tmp_path, data=PROMPTS[1:], **common).train(resume_from_checkpoint=True)
 
 
+def test_a_full_disk_while_saving_the_final_model_keeps_the_previous_one(tmp_path, monkeypatch):
+    trainer = make_policy_trainer("nsr", tmp_path)
+    trainer.save_model()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(folder, **kwargs):
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.model, "save_pretrained", full_disk)
+    with pytest.raises(TrainingStopped, match="No space left"):
+        trainer.save_model()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_two_processes_train_like_one(tmp_path):
     """gloo, sampled rollouts; NSR leaves the processes with different numbers of live rows."""
     common = {"max_completion_length": 5, "learning_rate": 0.05, "updates_per_rollout": 2, "max_steps": 4}

@@ -45,6 +45,15 @@ def trained(tmp_path, **settings):
     return trainer
 
 
+def test_resuming_a_finished_run_takes_no_further_step(tmp_path):
+    trainer = trained(tmp_path)  # three steps of two to an epoch: the third is inside one
+    again = make_trainer("npo", tmp_path, **ADAM, max_steps=3)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    for name, value in weights(trainer).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
 def test_a_torn_checkpoint_is_passed_over_and_named(tmp_path):
     trained(tmp_path)
     with open(tmp_path / "checkpoint-3" / "model.safetensors", "r+b") as file:
@@ -169,6 +178,26 @@ def test_a_non_finite_gradient_stops_and_the_last_good_weights_are_saved(tmp_pat
     for name, value in saved.items():
         assert torch.isfinite(value).all()
         assert torch.equal(value, seen[name])
+
+
+def test_a_run_that_stops_writes_its_last_step_again_where_a_torn_checkpoint_stands(tmp_path):
+    """A checkpoint torn while it was written, here by another hand, is not what a stopped run leaves behind."""
+    trainer = make_trainer("ga", tmp_path, max_steps=5, save_strategy="steps", save_steps=1)
+    step = trainer.training_step
+
+    def training_step(model, *args, **kwargs):
+        loss = step(model, *args, **kwargs)
+        if trainer.state.global_step == 2:
+            (tmp_path / "checkpoint-2" / "stray.bin").write_bytes(b"of an earlier run")
+            (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
+            next(model.parameters()).grad[0, 0] = float("inf")
+        return loss
+
+    trainer.training_step = training_step
+    with pytest.raises(TrainingStopped, match=r"last good checkpoint is .*checkpoint-2"):
+        trainer.train()
+    assert damage(tmp_path / "checkpoint-2") is None
+    assert not (tmp_path / "checkpoint-2" / "stray.bin").exists()
 
 
 def test_the_utility_floor_stops_and_says_which_step_was_good(tmp_path):

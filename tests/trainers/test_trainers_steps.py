@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from unlearn_tiny import FORGET, IDK, RETAIN, history, make_model, make_tokenizer, make_trainer
 
 from negpo.data.qa import QATemplate, encode_qa
+from negpo.errors import ConfigError
 from negpo.trainers._run.rows import draw
 
 LR, SEED = 1e-2, 42
@@ -210,6 +211,19 @@ def test_one_step_equals_the_step_with_full_logits(case, tmp_path):
     for (name, ours), theirs in zip(policy.named_parameters(), naive_model.parameters(), strict=True):
         expected = theirs.detach() - LR * theirs.grad
         assert torch.allclose(ours.detach(), expected, rtol=1e-5, atol=2e-6 * max(1, theirs.grad.abs().max())), name
+
+
+def test_a_reference_that_differs_from_the_start_is_taken_by_default(tmp_path):
+    """It was asked for; only a start that is not its own reference is a mistake."""
+    trainer = make_trainer("npo", tmp_path, ref_model=make_model(5), retain_loss="none", batch=(6, 1), max_steps=1)
+    trainer.train()
+    assert abs(history(trainer, "forget/log_ratio")[0]) > 0.1
+    wrong = make_trainer("npo", tmp_path, retain_loss="none", batch=(6, 1), max_steps=1)
+    wrong._prepare_reference()
+    with torch.no_grad():
+        wrong.model.model.norm.weight.mul_(1.5)
+    with pytest.raises(ConfigError, match="reference"):
+        wrong.train()
 
 
 def test_rmu_step_equals_the_step_with_all_hidden_states(tmp_path):

@@ -28,6 +28,7 @@ class CollectsRollouts(GRPOAdapter):
     loss_takes_importance = True  # whether advantages may carry importance weights per token
     scores_itself = False  # whether score_old is overridden and must see all of it
     watch: HangWatch
+    sharded: bool
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
@@ -261,11 +262,6 @@ class CollectsRollouts(GRPOAdapter):
     @staticmethod
     def _tokens_of(record: Record) -> Record:
         return {name: record[name] for name in ("input_ids", "labels", "lengths")}
-
-    @property
-    def sharded(self) -> bool:
-        """Whether a forward needs the other processes (ZeRO, FSDP)."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def agreed(self, count: int) -> int:
         """The largest ``count`` of all processes."""

@@ -8,7 +8,7 @@ and by a test.
 
 import inspect
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -29,7 +29,6 @@ CONTRACT = {
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
     "_prepare_inputs": ("generation_batch",),
     "_compute_loss": ("model", "inputs"),
-    "_save_checkpoint": ("model", "trial"),
     "_get_train_sampler": ("dataset",),
     "_tokenize_prompts": ("prompts",),
 }
@@ -96,13 +95,6 @@ class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's 
 
     def micro_batch_loss(self, model: Any, batch: Record) -> Tensor:
         raise NotImplementedError
-
-    def saving(self, trial: Any) -> AbstractContextManager:
-        """Surrounds everything that writes a checkpoint."""
-        raise NotImplementedError
-
-    def save_rollout_state(self, trial: Any) -> None:
-        """Called after the Trainer has written a checkpoint."""
 
     # ---- what the hooks may use -----------------------------------------------------------------------------------
 
@@ -200,11 +192,6 @@ class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's 
     def _get_train_sampler(self, dataset=None):
         self.train_sampler = EpochOrder(super()._get_train_sampler(dataset), self.args.seed)
         return self.train_sampler
-
-    def _save_checkpoint(self, model, trial):
-        with self.saving(trial):
-            super()._save_checkpoint(model, trial)
-            self.save_rollout_state(trial)
 
 
 class EpochOrder(torch.utils.data.Sampler):

@@ -1,7 +1,5 @@
 """The part of a run that is not about its method: guards, logs, checkpoints that resume exactly."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +7,13 @@ import torch
 from torch import Tensor
 
 from negpo.data.rows import fingerprint_rows
-from negpo.errors import TrainingStopped
 from negpo.trainers._policy.collect import CollectsRollouts
 from negpo.trainers._policy.state import load_state, save_state
 from negpo.trainers._policy.watchdog import Watchdog
-from negpo.trainers._run import checkpoint
-from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
-from negpo.trainers._run.hang_watch import HangWatch
-from negpo.trainers._run.signals import StopOnSigterm
+from negpo.trainers._run.lifecycle import Lifecycle
 
 
-class GuardedRun(CollectsRollouts):
+class GuardedRun(Lifecycle, CollectsRollouts):
     """Watches every optimiser step and writes what a resumed run needs."""
 
     def install_guards(self) -> None:
@@ -32,13 +26,7 @@ class GuardedRun(CollectsRollouts):
             max_kl=args.max_kl,
             patience=args.watchdog_patience,
         )
-        self.window_rows: list[int] = []
         self._observed = torch.zeros(5, dtype=torch.float64, device=self.accelerator.device)
-        self.add_callback(FiniteGradients(self))
-        self.add_callback(EpochBegins(self))
-        self.signals, self.watch = StopOnSigterm(self), HangWatch(self)
-        self.add_callback(self.signals)
-        self.add_callback(self.watch)
 
     # ---- watching one optimiser step ------------------------------------------------------------------------------
 
@@ -65,7 +53,7 @@ class GuardedRun(CollectsRollouts):
         tokens, kl, entropy, measured, bad, looping, judged = sums.tolist()
         self._observed.zero_()
         if bad:
-            self.stop("the loss or a log-prob is not finite", [])
+            self.stop_not_finite("the loss or a log-prob is not finite,")
         means = (
             entropy / measured if measured else None,
             kl / tokens if tokens else None,
@@ -74,51 +62,21 @@ class GuardedRun(CollectsRollouts):
         if judged:
             self.record_metric("completions/looping", looping / judged)
         if (reason := self.watchdog.check(*means)) is not None:
-            self.stop(reason, [])
+            self.stop(f"{reason},")
 
-    def stop(self, what: str, rows: list[int]) -> None:
-        """Save the weights of the last finished step (the guards run before the optimiser), then raise."""
-        step = self.state.global_step
-        kept = "nothing was trained yet"
-        if step:
-            folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-            if checkpoint.damage(folder) is not None:
-                with contextlib.suppress(
-                    TrainingStopped
-                ):  # the disk may be full too; the reason to stop is the other one
-                    self._save_checkpoint(self.model, trial=None)
-            last = checkpoint.last_complete(self.args.output_dir)
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
-        raise TrainingStopped(f"{what}, at step {step + 1}. The step was not taken; {kept}")
-
-    # ---- logs -----------------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= self.telemetry.drain(self.accelerator)
-        super().log(logs, start_time)
+    def _drain(self) -> dict[str, float]:
+        return self.telemetry.drain(self.accelerator)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
-        resume = checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
+    @property
+    def keeps_state_per_process(self) -> bool:
+        return True  # its own part of the rollout
+
+    def _begin(self) -> None:
         self.micro_step, self.buffered = 0, None
-        if resume is not None:
-            checkpoint.check_provenance(resume, self._provenance())
-            self._restore(Path(resume))
-        with self.signals.listening(), self.watch.watching():
-            return super().train(resume, *args, **kwargs)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed after its last step: the Trainer would take one more before it looks at the count.
-            self.control.should_training_stop = True
-            return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
-
-    def save_rollout_state(self, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+    def _save_extras(self, folder: Path) -> None:
         step = self.state.global_step * self.args.gradient_accumulation_steps
         inside = step % (self.args.steps_per_generation * self.args.num_iterations) != 0
         batches = [*(self.buffered if inside and self.buffered else []), *([self.probe] if self.probe else [])]
@@ -132,13 +90,7 @@ class GuardedRun(CollectsRollouts):
         }
         save_state(folder, self.accelerator.process_index, batches, state)
 
-    @contextlib.contextmanager
-    def saving(self, trial: Any) -> Iterator[None]:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with checkpoint.writing(self, folder, self._provenance()):
-            yield
-
-    def _restore(self, folder: Path) -> None:
+    def _load_extras(self, folder: Path) -> None:
         batches, state = load_state(folder, self.accelerator.process_index, self.accelerator.device)
         self.micro_step = state["micro_step"]
         self.buffered = batches[: state["buffered"]] or None
@@ -159,7 +111,7 @@ class GuardedRun(CollectsRollouts):
                 args.gradient_accumulation_steps,
                 args.num_iterations,
             ],
-        } | checkpoint.layout(args, exact=True)  # every rank keeps its own part of the rollout
+        }
 
     @property
     def _rows_digest(self) -> str:

@@ -14,7 +14,7 @@ from negpo.errors import ConfigError
 from negpo.logprobs import LogprobBatch, model_token_logprobs
 from negpo.logprobs.shared import choose_shared_layout
 from negpo.objectives import redi_loss
-from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
+from negpo.reference import hash_rows, hash_tokenizer
 from negpo.trainers._preference.config import PreferenceConfig
 from negpo.trainers._preference.data import UNITS, PreferenceDataset, Scored, collate, unit_counts
 from negpo.trainers._preference.displacement import DisplacementCallback, log_signs
@@ -87,7 +87,6 @@ class PreferenceTrainer(OfflineTrainer):
         self.reference: Reference | None = None
         self._ref_model = ref_model
         self._reference_digests: list[str] = []
-        self._reference_checked = not args.check_reference
         self._window: Tensor | None = None
 
     # ---- what a method defines ------------------------------------------------------------------------------------
@@ -256,16 +255,6 @@ class PreferenceTrainer(OfflineTrainer):
         ids, mask = rows["input_ids"], rows["attention_mask"]
         layout = choose_shared_layout(model, ids, mask, rows["group"], rows["shared"], self.args.share_prompt)
         return model_token_logprobs(model, ids, mask, rows["labels"], layout=layout)
-
-    def _check_step_zero(self, scored: Scored) -> None:
-        if self._reference_checked:
-            return
-        self._reference_checked = True
-        if self.state.global_step > 0 or scored.ref_logps is None or self._ref_model is not None:
-            return  # resumed, or asked for another reference: they differ, as they should
-        precision = self.accelerator.mixed_precision
-        names = {"no": str(next(self.model.parameters()).dtype).removeprefix("torch."), "bf16": "bfloat16"}
-        StepZeroCheck.measure(scored.logps, scored.ref_logps, scored.mask).enforce(names.get(precision, "float16"))
 
 
 def _first_of_each_sign(group: Group) -> list[int]:

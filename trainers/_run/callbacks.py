@@ -26,7 +26,7 @@ class EpochBegins(TrainerCallback):
 
 
 class FiniteGradients(TrainerCallback):
-    """Stops before the optimiser can write a NaN into the weights. Installed by UnlearnTrainer itself."""
+    """Stops before the optimiser can write a NaN into the weights. Installed by every trainer itself."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -40,7 +40,7 @@ class FiniteGradients(TrainerCallback):
         if self.trainer.is_fsdp_enabled:  # one rank's shards may be finite while another's are not: stop together
             norm = self.trainer.accelerator.reduce(norm, reduction="sum")
         if not math.isfinite(norm.item()):
-            self.trainer.stop("the gradient is not finite", self.trainer.window_rows)
+            self.trainer.stop_not_finite("the gradient is not finite", self.trainer.window_rows)
 
 
 class UtilityFloorCallback(TrainerCallback):

@@ -1,36 +1,29 @@
-"""What trainers on stored rows share: runs that stop cleanly, logs without waiting, checkpoints that are whole."""
+"""What trainers on stored rows share: an order that resumes, losses that are checked, logs without waiting."""
 
-import contextlib
-import os
-import shutil
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from negpo.errors import TrainingStopped
-from negpo.trainers._run import checkpoint
-from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
-from negpo.trainers._run.hang_watch import HangWatch
+from negpo.reference import StepZeroCheck
+from negpo.trainers._run.lifecycle import Lifecycle
 from negpo.trainers._run.metrics import LogBuffer
-from negpo.trainers._run.model import rows_of_tied_embedding
-from negpo.trainers._run.model_card import WritesModelCard
 from negpo.trainers._run.rows import EpochSampler
-from negpo.trainers._run.sharding import settle_layouts
-from negpo.trainers._run.signals import StopOnSigterm
 
 
-class OfflineTrainer(WritesModelCard):
-    """``transformers.Trainer`` with guards. A subclass defines ``batch_loss`` and says what its run depends on.
+class WithReference(Protocol):
+    """Scored rows: log-probs, those of the reference or None, and the mask, (B, T-1) each."""
+
+    logps: torch.Tensor
+    ref_logps: Any
+    mask: torch.Tensor
+
+
+class OfflineTrainer(Lifecycle):
+    """A trainer on stored rows. A subclass defines ``batch_loss`` and says what its run depends on.
 
     The training set is indexed by ``(epoch, index)`` and has a ``seed``. Logged numbers are collected in
     ``self._buffer`` and drained with every log of the loss.
     """
-
-    args: Any  # the method's config
-    model: Any
-    processing_class: Any
-    train_dataset: Any
 
     # The loss is a mean: Trainer divides it by the accumulation steps. The attribute is read from transformers 5.19 on;
     # before, the None that get_batch_samples returns says the same.
@@ -38,15 +31,9 @@ class OfflineTrainer(WritesModelCard):
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self.args._n_gpu = min(self.args._n_gpu, 1)  # torch DataParallel cannot run us; several GPUs: accelerate launch
-        self.add_callback(EpochBegins(self))
-        self.add_callback(FiniteGradients(self))
-        self._signals, self._watch = StopOnSigterm(self), HangWatch(self)
-        self.add_callback(self._signals)
-        self.add_callback(self._watch)
         self._buffer = LogBuffer()
-        self._settled = False  # whether all processes know how rows can be packed
-        self.window_rows = ""  # the rows of the optimiser batch, in words
+        self._ref_model: Any = None  # a reference that was handed over, in the place of the starting model
+        self._reference_checked = not self.args.check_reference
 
     # ---- what a subclass defines ----------------------------------------------------------------------------------
 
@@ -57,42 +44,28 @@ class OfflineTrainer(WritesModelCard):
     def _prepare_reference(self) -> None:
         """Called before training with the weights of the starting model in place, on resume too."""
 
-    def _provenance(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run that saved the checkpoint: name -> hash."""
-        raise NotImplementedError
-
     def _culprits(self, model, inputs) -> str:
         """The rows of a micro-batch that give a loss which is not finite, in words."""
         return self.window_rows
 
+    @property
+    def _has_other_reference(self) -> bool:
+        """Whether the reference is another model than the start by request; they then differ, as they should."""
+        return self._ref_model is not None
+
     # ---- running --------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._prepare_reference()
+
+    def _drain(self) -> dict[str, float]:
+        return self._buffer.drain(self.accelerator)
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         shuffle = self.args.train_sampling_strategy == "random"
         self.train_sampler = EpochSampler(len(dataset), dataset.seed, shuffle=shuffle)
         return self.train_sampler
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):  # type: ignore[override]
-        """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
-        resume = checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
-        self._prepare_reference()  # here the weights are still those of the starting model, on resume too
-        if resume is not None:
-            checkpoint.check_provenance(resume, self._identity())
-            self._load_extras(Path(resume))
-        with self._signals.listening(), self._watch.watching():
-            return super().train(resume_from_checkpoint=resume, **kwargs)
-
-    def _identity(self) -> dict[str, Any]:
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return self._provenance() | checkpoint.layout(self.args, exact=sharded)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        if self.accelerator.num_processes > 1 and not self._settled:
-            settle_layouts(model)
-            self._settled = True
-        with rows_of_tied_embedding(model) if model is self.model else contextlib.nullcontext():
-            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of one micro-batch, scaled so that the accumulated gradient is that of the whole optimiser batch."""
@@ -103,54 +76,19 @@ class OfflineTrainer(WritesModelCard):
         if self.accelerator.num_processes > 1:
             finite = self.accelerator.reduce(finite.float(), reduction="mean") == 1
         if not finite:
-            self.stop(f"the loss is {loss.item()}", self._culprits(model, inputs))
+            self.stop_not_finite(f"the loss is {loss.item()}", self._culprits(model, inputs))
         return loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= self._buffer.drain(self.accelerator)
-        super().log(logs, start_time)
-
-    # ---- stopping and saving --------------------------------------------------------------------------------------
-
-    def stop(self, what: str, rows: str) -> None:
-        """Save the weights of the last finished step (finite: the guards run before the optimiser), then raise."""
-        step = self.state.global_step
-        kept = "nothing was trained yet"
-        if step:
-            folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-            with contextlib.suppress(TrainingStopped):  # the disk may be full too; the reason to stop is the other one
-                if not folder.exists():
-                    self._save_checkpoint(self.model, trial=None)
-            last = checkpoint.last_complete(self.args.output_dir)
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
-        raise TrainingStopped(
-            f"{what} at step {step + 1}, {rows}. The step was not taken; {kept}. Lower learning_rate, "
-            "look at these rows, or train in float32"
-        )
-
-    def _save_extras(self, folder: Path) -> None:
-        """Files of a subclass that belong into a checkpoint; written before it is sealed."""
-
-    def _load_extras(self, folder: Path) -> None:
-        """Read them back when a run is resumed."""
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with checkpoint.writing(self, folder, self._identity()):
-            super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                self._save_extras(folder)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write into a hidden folder first, so that ``output_dir`` never holds half a model."""
-        target = Path(output_dir if output_dir is not None else self.args.output_dir)
-        work = target / f".saving-{os.getpid()}"
-        try:
-            super()._save(str(work), state_dict)
-            for path in sorted(work.iterdir()):
-                os.replace(path, target / path.name)
-        except Exception as error:  # OSError, or safetensors' own for the same full disk
-            raise TrainingStopped(checkpoint.not_saved(target, error, self.args.output_dir)) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    def _check_step_zero(self, *scored: WithReference) -> None:
+        """Before the first step the policy is its own reference: their log-probs agree, or the run is another one."""
+        if self._reference_checked:
+            return
+        self._reference_checked = True
+        if self.state.global_step > 0 or self._has_other_reference:
+            return
+        precision = self.accelerator.mixed_precision
+        names = {"no": str(next(self.model.parameters()).dtype).removeprefix("torch."), "bf16": "bfloat16"}
+        for part in scored:
+            if part.ref_logps is not None:
+                check = StepZeroCheck.measure(part.logps, part.ref_logps, part.mask)
+                check.enforce(names.get(precision, "float16"))

@@ -12,7 +12,7 @@ from negpo.errors import ConfigError
 from negpo.logprobs import retain_kl_from_models
 from negpo.logprobs.statistics import Statistic
 from negpo.objectives import nll_loss
-from negpo.reference import StepZeroCheck, hash_rows, hash_tokenizer
+from negpo.reference import hash_rows, hash_tokenizer
 from negpo.trainers._run.model import (
     check_vocabulary,
     choose_trainable,
@@ -103,7 +103,6 @@ class UnlearnTrainer(SharpnessAware, Scoring, OfflineTrainer):
         self.reference: Any = None  # a Reference once training starts
         self._ref_model = ref_model
         self._reference_digests: dict[str, str] = {}
-        self._reference_checked = not args.check_reference
         self._window: dict[str, torch.Tensor] = {}
         self.check_sharpness()
         self.constraint: RetainConstraint | None = None
@@ -225,7 +224,7 @@ class UnlearnTrainer(SharpnessAware, Scoring, OfflineTrainer):
         return total
 
     def _forget_term(self, inputs, parts: dict[str, Part]) -> torch.Tensor:
-        self._check_step_zero(parts)
+        self._check_step_zero(*parts.values())
         loss, stats = self.forget_loss(parts)
         self._log_forget(parts["forget"], loss, stats, count(inputs["forget"], self.reduction))
         if "idk" in parts:
@@ -256,23 +255,11 @@ class UnlearnTrainer(SharpnessAware, Scoring, OfflineTrainer):
             mask = torch.nn.functional.pad(rows["labels"][:, 1:] != -100, (0, 1))
         return retain_kl_from_models(model, self.reference.model, rows["input_ids"], rows["attention_mask"], mask=mask)
 
-    def _check_step_zero(self, parts: dict[str, Part]) -> None:
-        if self._reference_checked:
-            return
-        self._reference_checked = True
-        if self.state.global_step > 0:  # resumed: policy and reference differ, as they should
-            return
-        precision = self.accelerator.mixed_precision
-        names = {"no": str(next(self.model.parameters()).dtype).removeprefix("torch."), "bf16": "bfloat16"}
-        for part in parts.values():
-            if part.ref_logps is not None:
-                StepZeroCheck.measure(part.logps, part.ref_logps, part.mask).enforce(names.get(precision, "float16"))
-
     # ---- state that outlives a step ---------------------------------------------------------------------------------
 
     def _save_extras(self, folder: Path) -> None:
         super()._save_extras(folder)
-        if self.constraint is not None:
+        if self.constraint is not None and self.args.should_save:  # the same on every process
             self.constraint.save(folder)
 
     def _load_extras(self, folder: Path) -> None:
