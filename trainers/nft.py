@@ -9,7 +9,7 @@ from negpo.errors import ConfigError
 from negpo.objectives import nft_loss
 from negpo.objectives.nft import RATE_RANGE, WEIGHTINGS
 from negpo.trainers._policy.base import PolicyTrainer
-from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.batch import MicroBatch
 from negpo.trainers._policy.config import PolicyConfig
 
 
@@ -60,7 +60,7 @@ class NFTTrainer(PolicyTrainer):
     def group_values(self, rewards: Tensor) -> dict[str, Tensor]:
         return {"pass_rate": self._rates(rewards)}
 
-    def loss(self, batch: Record, logps: Tensor, old_logps: Tensor, mask: Tensor):
+    def loss(self, batch: MicroBatch, logps: Tensor, old_logps: Tensor, mask: Tensor):
         return nft_loss(
             logps,
             old_logps,
@@ -70,7 +70,7 @@ class NFTTrainer(PolicyTrainer):
             eps=self.args.nft_eps,
             negative_weight=self.args.negative_weight,
             weighting=self.args.weighting,
-            length=float(batch["length"]),
+            length=batch["reduction"].length,
         )
 
     def _rates(self, rewards: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from negpo.errors import ConfigError
 from negpo.objectives import raft_advantages
 from negpo.trainers._policy.base import PolicyTrainer
-from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.batch import MicroBatch
 from negpo.trainers._policy.config import PolicyConfig
 
 
@@ -33,6 +33,6 @@ class RAFTTrainer(PolicyTrainer):
     def compute_advantages(self, rewards: Tensor) -> Tensor:
         return raft_advantages(self.labels(rewards))
 
-    def loss(self, batch: Record, logps: Tensor, old_logps: Tensor, mask: Tensor):
+    def loss(self, batch: MicroBatch, logps: Tensor, old_logps: Tensor, mask: Tensor):
         # Against itself the ratio is 1 and never clipped: the gradient is that of the plain likelihood.
         return super().loss(batch, logps, logps.detach() if self.args.variant == "raft" else old_logps, mask)

@@ -75,7 +75,7 @@ class ResRLTrainer(PolicyTrainer):
             token_weights = self._token_weights(states, mask[members, :width], record["correct"][members])
             wrong = ~record["correct"][members]
             weights[members[wrong], :width] = token_weights[wrong]
-        record["old_logps"] += self.score_rows(self.model, record, waiting.nonzero().squeeze(1))
+        record["old_logps"] += self.scorer.rows(self.model, record, waiting.nonzero().squeeze(1))
         record["advantages"] = record["advantages"].unsqueeze(1) * weights
 
     def _parts(self, members: Tensor, size: int) -> list[Tensor]:
@@ -91,9 +91,9 @@ class ResRLTrainer(PolicyTrainer):
 
     def _score_with_states(self, record: Record, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(log-probs (R, T-1), states (R, T-1, H) that predict them, from the second-to-last layer)."""
-        batch = rows_.take(self._tokens_of(record), rows) if len(rows) else rows_.dummy_row(self.accelerator.device)
+        batch = rows_.take(rows_.tokens_of(record), rows) if len(rows) else rows_.dummy_row(self.accelerator.device)
         with decoding_mode(self.model), captured_layer(self.model) as states:
-            logps = self.forward(self.model, batch, packing="padded").logps
+            logps = self.scorer.forward(self.model, batch, packing="padded").logps
         return logps[: len(rows)], states[0][: len(rows), :-1].float()
 
     def _token_weights(self, states: Tensor, mask: Tensor, correct: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from negpo.errors import ConfigError
 from negpo.objectives import topr_loss
 from negpo.trainers._policy.base import PolicyTrainer
-from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.batch import MicroBatch
 from negpo.trainers._policy.config import PolicyConfig
 
 
@@ -35,5 +35,5 @@ class TOPRTrainer(PolicyTrainer):
     def compute_advantages(self, rewards: Tensor) -> Tensor:
         return self.labels(rewards)
 
-    def loss(self, batch: Record, logps: Tensor, old_logps: Tensor, mask: Tensor):
+    def loss(self, batch: MicroBatch, logps: Tensor, old_logps: Tensor, mask: Tensor):
         return topr_loss(logps, old_logps, mask, batch["advantages"])

@@ -27,6 +27,7 @@ from negpo.objectives.nft import nft_loss
 from negpo.objectives.npo import npo_loss
 from negpo.objectives.pdu import dual_update, pdu_loss
 from negpo.objectives.policy_gradient import clipped_policy_loss
+from negpo.objectives.policy_terms import importance_weights, low_variance_kl, reduce_tokens
 from negpo.objectives.redi import redi_loss
 from negpo.objectives.resrl import resrl_token_weights
 from negpo.objectives.retain import retain_kl
@@ -53,8 +54,10 @@ __all__ = [
     "first_pit",
     "ga_loss",
     "group_advantages",
+    "importance_weights",
     "kto_loss",
     "lipo_loss",
+    "low_variance_kl",
     "mix_weights",
     "n_pair_loss",
     "nft_loss",
@@ -66,6 +69,7 @@ __all__ = [
     "position_weighted_mean",
     "raft_advantages",
     "redi_loss",
+    "reduce_tokens",
     "reinforce_rej_advantages",
     "resrl_token_weights",
     "retain_kl",

@@ -7,16 +7,12 @@ from negpo.objectives._common import (
     MAX_LOG_RATIO,
     Stats,
     clean,
-    mean_over,
-    require_positive,
-    row_mean,
     row_vector,
     sign_stats,
     token_mean,
     token_stats,
 )
-
-REDUCTIONS = ("token_mean", "sequence_mean", "constant")
+from negpo.objectives.policy_terms import check_reduction, reduce_tokens
 
 
 def clipped_policy_loss(
@@ -71,7 +67,7 @@ def clipped_policy_loss(
             "mean_weight": token_mean(advantages.abs() * ratio * live, mask),
         }
         stats |= sign_stats(logps, old_logps, mask & (advantages > 0), mask & (advantages < 0), clipped)
-    return _reduce(losses, mask, reduction, length), stats
+    return reduce_tokens(losses, mask, reduction=reduction, length=length), stats
 
 
 def _check_settings(
@@ -83,14 +79,7 @@ def _check_settings(
         raise ValueError(f"clip_high is {clip_high}, expected a number >= 0")
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}, expected None or a number > 1 (the papers use 3)")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}, expected one of {REDUCTIONS}")
-    if (length is not None) != (reduction == "constant"):
-        raise ValueError(
-            f"length is {length} with reduction {reduction!r}, expected a length with 'constant' and only there"
-        )
-    if length is not None:
-        require_positive(length=length)
+    check_reduction(reduction, length)
 
 
 def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
@@ -103,11 +92,3 @@ def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
             f"or {tuple(mask.shape)} = (B, T)"
         )
     return torch.where(mask, advantages.detach(), 0.0)
-
-
-def _reduce(losses: Tensor, mask: Tensor, reduction: str, length: float | None) -> Tensor:
-    if length is not None:
-        return torch.where(mask, losses, 0.0).sum() / length
-    if reduction == "sequence_mean":
-        return mean_over(row_mean(losses, mask), mask.any(-1))
-    return token_mean(losses, mask)

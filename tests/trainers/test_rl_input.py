@@ -9,11 +9,11 @@ from unlearn_tiny import make_model, make_tokenizer
 
 from negpo.errors import ConfigError, DataError, TrainingStopped
 from negpo.methods import TABLE, of_family
+from negpo.objectives import importance_weights
 from negpo.trainers import METHODS, PolicyTrainer
 from negpo.trainers._policy import batch as rows_
 from negpo.trainers._policy.grpo import broken_contract
 from negpo.trainers._policy.rollouts import PromptStream
-from negpo.trainers._policy.terms import importance_weights
 
 RL_METHODS = of_family("policy")
 
@@ -229,7 +229,14 @@ def correction(mode, gap, **bounds):
     args = NSRConfig(
         output_dir="unused", use_cpu=True, per_device_train_batch_size=8, vllm_importance_sampling_mode=mode, **bounds
     )
-    return importance_weights(gap, torch.ones_like(gap, dtype=torch.bool), args)
+    return importance_weights(
+        gap,
+        torch.zeros_like(gap),
+        torch.ones_like(gap, dtype=torch.bool),
+        mode=args.vllm_importance_sampling_mode,
+        clip_min=args.vllm_importance_sampling_clip_min,
+        clip_max=args.vllm_importance_sampling_clip_max,
+    )
 
 
 def test_importance_weights_truncate_or_mask_tokens_or_answers():

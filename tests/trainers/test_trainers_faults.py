@@ -168,16 +168,16 @@ def test_a_policy_run_cannot_be_resumed_on_another_number_of_processes(tmp_path)
 
 
 def test_a_full_disk_during_a_policy_checkpoint_is_explained_and_leaves_whole_ones(tmp_path, monkeypatch):
-    from negpo.trainers._policy import guard
+    from negpo.trainers._policy import state
 
-    save = guard.save_state
+    save = state.save_state
 
     def full(folder, *arguments):
         if folder.name == "checkpoint-2":
             raise OSError(28, "No space left on device")
         save(folder, *arguments)
 
-    monkeypatch.setattr(guard, "save_state", full)
+    monkeypatch.setattr(state, "save_state", full)
     trainer = make_policy_trainer("nsr", tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
     with pytest.raises(TrainingStopped, match=r"checkpoint-2 could not be written: .*No space left.*checkpoint-1"):
         trainer.train()

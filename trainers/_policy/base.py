@@ -6,28 +6,36 @@ also be handed to :class:`PolicyTrainer` as functions; see ``docs/rl_methods.md`
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from negpo.data.rows import fingerprint_rows
 from negpo.errors import ConfigError
 from negpo.logprobs import LogprobBatch
-from negpo.objectives import clipped_policy_loss
+from negpo.objectives import clipped_policy_loss, low_variance_kl, reduce_tokens
 from negpo.rollout import RolloutEngine
 from negpo.trainers._policy import batch as rows_
-from negpo.trainers._policy.batch import DUMMY, EMPTY, REAL, Record
-from negpo.trainers._policy.collect import AdvantageFunction
+from negpo.trainers._policy import state as state_files
+from negpo.trainers._policy.batch import DUMMY, EMPTY, REAL, MicroBatch, Record
+from negpo.trainers._policy.collect import AdvantageFunction, RolloutCollector
 from negpo.trainers._policy.config import PolicyConfig
 from negpo.trainers._policy.data import as_dataset, fitting_prompts, guarded
-from negpo.trainers._policy.grpo import require_contract
-from negpo.trainers._policy.guard import GuardedRun
-from negpo.trainers._policy.terms import low_variance_kl, reduce_tokens, reduction_of
+from negpo.trainers._policy.displacement import DisplacementProbe
+from negpo.trainers._policy.grpo import GRPOAdapter, require_contract
+from negpo.trainers._policy.guard import StepGuard
+from negpo.trainers._policy.reduction import Reduction, StepTotals
+from negpo.trainers._policy.rollouts import RolloutSource
+from negpo.trainers._policy.score import RowScorer
+from negpo.trainers._policy.telemetry import Telemetry
+from negpo.trainers._run.lifecycle import Lifecycle
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Any]  # (logps, old_logps, advantages, mask) -> loss
 
 
-class PolicyTrainer(GuardedRun):
+class PolicyTrainer(Lifecycle, GRPOAdapter):
     """Policy gradient from verifier rewards, TRL's calling conventions.
 
     Args:
@@ -36,9 +44,16 @@ class PolicyTrainer(GuardedRun):
         advantages: ``(rewards (N,), groups (N,)) -> (N,)`` in the place of the method's own; NaN rewards are unknown.
         loss: ``(logps, old_logps, advantages, mask) -> loss`` or ``(loss, stats)``, a mean over ``mask``.
         engine: a started rollout engine; default: made from ``args.engine``.
+
+    Its parts: ``source`` draws completions, ``collector`` makes a record of them, ``scorer`` computes log-probs,
+    ``probe`` follows right answers, ``guard`` judges every step, ``telemetry`` collects the log.
     """
 
     config_class: type[PolicyConfig] = PolicyConfig
+    trains_all_rows = True  # False: some rows never carry gradient (NSR, PSR), so rewards are awaited before scoring
+    dead_kinds: tuple[str, ...] = ("constant", "unscored")  # GroupKinds that dead_groups=drop and resample act on
+    loss_takes_importance = True  # whether advantages may carry importance weights per token
+    scores_itself = False  # whether score_old is overridden and must see all of it
 
     def __init__(
         self,
@@ -80,16 +95,45 @@ class PolicyTrainer(GuardedRun):
         )
         self.reward_funcs = guarded(self.reward_funcs, self.reward_func_names, args)
         self._drop_long_prompts()
-        self.set_up_rollouts(engine)
-        self.install_guards()
+        self.telemetry = Telemetry(self.accelerator.device)
+        self.scorer = RowScorer(
+            self.accelerator,
+            temperature=self.temperature,
+            size=args.per_device_train_batch_size,
+            sharded=self.sharded,
+        )
+        self.probe = DisplacementProbe(self.scorer, self.telemetry)
+        self.source = RolloutSource(self, engine)
+        self.collector = RolloutCollector(self, self.scorer, self.probe, self.telemetry)
+        self.guard = StepGuard.of(args, self.model.config.get_text_config().vocab_size, self.accelerator)
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
     def compute_advantages(self, rewards: Tensor) -> Tensor:
+        """(P, G) rewards over all processes, NaN where unknown, to (P, G) advantages; 0 means no gradient."""
         raise ConfigError(f"{type(self).__name__} needs advantages=...: a function of (rewards, groups)")
 
-    def loss(self, batch: Record, logps: Tensor, old_logps: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective as a sum over tokens / ``batch["length"]``, or as a mean over rows where that is 0."""
+    def labels(self, rewards: Tensor) -> Tensor:
+        """(P, G): 1 for right, -1 for wrong, NaN for unknown."""
+        signs = torch.where(rewards > self.args.correct_threshold, 1.0, -1.0)
+        return torch.where(rewards.isnan(), torch.nan, signs)
+
+    def counted_rows(self, rewards: Tensor, advantages: Tensor) -> Tensor:
+        """(P, G) bool: rows whose tokens count in the normaliser, among those with a known reward."""
+        return torch.ones_like(rewards, dtype=torch.bool)
+
+    def group_values(self, rewards: Tensor) -> dict[str, Tensor]:
+        """Further (P, G) values that ``loss`` finds in its batch under the same name."""
+        return {}
+
+    def score_old(self, record: Record, rows: Tensor) -> None:
+        """Write ``old_logps`` (N, T-1) of ``rows``; ResRL also turns ``advantages`` into (N, T-1) here."""
+        record["old_logps"] = self.scorer.rows(self.model, record, rows)
+
+    def loss(
+        self, batch: MicroBatch, logps: Tensor, old_logps: Tensor, mask: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective, reduced as ``batch["reduction"]`` says: a token sum over a length, or a mean over rows."""
         return clipped_policy_loss(
             logps,
             old_logps,
@@ -98,14 +142,40 @@ class PolicyTrainer(GuardedRun):
             clip_low=self.args.epsilon,
             clip_high=self.args.epsilon if self.args.epsilon_high is None else self.args.epsilon_high,
             dual_clip=self.args.delta,
-            **reduction_of(batch),
+            **batch["reduction"].arguments,
         )
 
     def _scaled_own_loss(self, batch, logps, old_logps, mask):
         result = self.own_loss(logps, old_logps, batch["advantages"], mask)
         loss, stats = result if isinstance(result, tuple) else (result, {})
-        length = float(batch["length"])
-        return (loss * mask.sum() / length if length else loss), stats
+        length = batch["reduction"].length
+        return (loss if length is None else loss * mask.sum() / length), stats
+
+    # ---- the rollout hooks of GRPOAdapter -------------------------------------------------------------------------
+
+    def draw_completions(self, prompt_ids, n):
+        first = self.accelerator.process_index * (len(prompt_ids) // n)
+        completions, logps = self.source.draw(prompt_ids, n, first)
+        # TRL reads the last token of every completion; an empty one gets a placeholder and is left out later.
+        if self.model.training:
+            self.collector.empty = torch.tensor([not ids for ids in completions], device=self.accelerator.device)
+            self.guard.looping = rows_.loops(completions)
+        eos = self.eos_token_ids[0]
+        filled = [ids or [eos] for ids in completions]
+        if any(len(ids) != len(values) for ids, values in zip(completions, logps, strict=True)):
+            return filled, None  # the engine gives no log-probs
+        return filled, [values or [0.0] for values in logps]
+
+    def rewards_may_start(self, completions, completion_ids, inputs):
+        self.collector.start_rewards(completions, completion_ids, inputs)
+
+    def score_block(self, model, input_ids, attention_mask, completion_width):
+        if model is self.model and self.beta == 0 and not self.collector.scores_early:
+            return torch.zeros(len(input_ids), completion_width, device=input_ids.device)  # scored after the rewards
+        return self.scorer.block(model, input_ids, attention_mask, completion_width)
+
+    def collect_rollout(self, inputs):
+        return self.collector.collect(inputs)
 
     # ---- the plan and the loss ------------------------------------------------------------------------------------
 
@@ -113,56 +183,37 @@ class PolicyTrainer(GuardedRun):
         updates, slots = self.args.updates_per_rollout, self.args.gradient_accumulation_steps
         plans = rows_.plan_updates(record, updates, self.args.per_device_train_batch_size)
         # Each step ends with a forward on every process, so that gradients are reduced and exist everywhere.
-        forwards = self._agreed(torch.tensor([max(1, len(parts)) for parts in plans])).tolist()
+        forwards = self.scorer.most(torch.tensor([max(1, len(parts)) for parts in plans])).tolist()
         totals = rows_.update_totals(record, updates)
         if self.accelerator.num_processes > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
         batches = []
         for parts, forward, (tokens, selected) in zip(plans, forwards, totals.tolist(), strict=True):
             kinds = [EMPTY] * (slots - forward) + [DUMMY] * (forward - len(parts)) + [REAL] * len(parts)
-            waiting = iter(parts)
+            waiting, scalars = iter(parts), StepTotals(tokens, selected, forward).tensors()
             for kind in kinds:
                 batch = rows_.take(record, next(waiting)) if kind == REAL else {}
-                batches.append(batch | self._scales(kind, tokens, selected, forward))
+                batches.append(batch | scalars | {"kind": torch.tensor(kind)})
         return batches
-
-    def _scales(self, kind: int, tokens: float, selected: float, forwards: int) -> Record:
-        """0-d tensors of a micro-batch: its kind, the divisor of token sums (0: mean over rows), the step's rows."""
-        args = self.args
-        length = {
-            "token_mean": tokens,
-            "sequence_mean": 0.0,
-            "max_length": selected * args.max_completion_length,
-            "constant": args.normalizer_length,
-            "micro_batch_token_mean": -float(forwards),
-        }[args.normalizer]
-        values = {"length": length, "step_rows": selected}
-        scalars = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-        return scalars | {"kind": torch.tensor(kind)}
 
     def micro_batch_loss(self, model, batch):
         kind = int(batch["kind"])
         if kind == EMPTY and not self.sharded:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         if kind != REAL:
-            return 0.0 * self.forward(model, rows_.dummy_row(self.accelerator.device)).logps.sum()
+            return 0.0 * self.scorer.forward_nothing(model).logps.sum()
         with_entropy = self.args.log_entropy or self.args.entropy_coef != 0
-        scored = self.forward(model, batch, entropy=with_entropy)
-        return self._loss_of(batch, scored)
+        return self._loss_of(batch, self.scorer.forward(model, batch, entropy=with_entropy))
 
-    def _loss_of(self, batch: Record, scored: LogprobBatch) -> Tensor:
+    def _loss_of(self, record: Record, scored: LogprobBatch) -> Tensor:
         logps, mask = scored.logps, scored.mask
-        old_logps = batch["old_logps"] if "old_logps" in batch else logps.detach()
-        share = self.accelerator.num_processes  # processes are averaged, the loss is a sum over them
-        if float(batch["length"]) < 0:  # a token mean per micro-batch, averaged over micro-batches and processes
-            share = -1.0 / float(batch["length"])
-            batch = batch | {"length": mask.sum().double()}
-        elif float(batch["length"]) == 0:
-            share *= int(mask.any(1).sum()) / float(batch["step_rows"])
+        old_logps = record["old_logps"] if "old_logps" in record else logps.detach()
+        reduction = Reduction.of(self.args, StepTotals.of(record), mask, self.accelerator.num_processes)
+        batch: MicroBatch = {**record, "reduction": reduction}
         if "importance" in batch:
             advantages = batch["advantages"]
             advantages = advantages if advantages.ndim == 2 else advantages.unsqueeze(1)
-            batch = batch | {"advantages": advantages * batch["importance"]}
+            batch["advantages"] = advantages * batch["importance"]
         objective = self.loss if self.own_loss is None else self._scaled_own_loss
         loss, stats = objective(batch, logps, old_logps, mask)
         loss = loss + self._extra_terms(batch, scored)
@@ -177,17 +228,79 @@ class PolicyTrainer(GuardedRun):
             importance=batch.get("importance"),
             stats=stats,
         )
-        self.observe(logps, old_logps, mask, scored.entropy, loss)
-        return loss * share
+        self.guard.observe(logps, old_logps, mask, scored.entropy, loss)
+        return loss * reduction.share
 
-    def _extra_terms(self, batch: Record, scored: LogprobBatch) -> Tensor | float:
+    def _extra_terms(self, batch: MicroBatch, scored: LogprobBatch) -> Tensor | float:
         """KL to the reference model and entropy bonus, reduced like the loss."""
         terms: Any = 0.0
         if self.beta != 0:
-            terms = terms + self.beta * low_variance_kl(scored.logps, batch["ref_logps"])
+            terms = terms + self.beta * low_variance_kl(scored.logps, batch["ref_logps"], scored.mask)
         if self.args.entropy_coef != 0:
             terms = terms - self.args.entropy_coef * scored.entropy
-        return terms if isinstance(terms, float) else reduce_tokens(terms, scored.mask, float(batch["length"]))
+        return terms if isinstance(terms, float) else reduce_tokens(terms, scored.mask, **batch["reduction"].arguments)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.micro_step % self.args.gradient_accumulation_steps == 0:
+            report = self.guard.judge()
+            if report.looping is not None:
+                self.record_metric("completions/looping", report.looping)
+            if not report.finite:
+                self.stop_not_finite("the loss or a log-prob is not finite,")
+            if report.reason is not None:
+                self.stop(f"{report.reason},")
+        return loss
+
+    # ---- what a run keeps -----------------------------------------------------------------------------------------
+
+    def _drain(self) -> dict[str, float]:
+        return self.telemetry.drain(self.accelerator)
+
+    def _begin(self) -> None:
+        self.micro_step, self.buffered = 0, None
+
+    @property
+    def keeps_state_per_process(self) -> bool:
+        return True  # its own part of the rollout
+
+    def _save_extras(self, folder: Path) -> None:
+        step = self.state.global_step * self.args.gradient_accumulation_steps
+        inside = step % (self.args.steps_per_generation * self.args.num_iterations) != 0
+        buffered = self.buffered if inside and self.buffered else []
+        probe = [] if self.probe.record is None else [self.probe.record]
+        state = {
+            "micro_step": step,
+            "buffered": len(buffered),
+            "rollouts": self.source.rollouts,
+            "prompts": self.collector.prompts.position,
+        } | self.guard.state()
+        state_files.save_state(folder, self.accelerator.process_index, [*buffered, *probe], state)
+
+    def _load_extras(self, folder: Path) -> None:
+        rank, device = self.accelerator.process_index, self.accelerator.device
+        batches, state = state_files.load_state(folder, rank, device)
+        self.micro_step = state["micro_step"]
+        self.buffered = batches[: state["buffered"]] or None
+        self.probe.record = next(iter(batches[state["buffered"] :]), None)
+        self.source.rollouts = state["rollouts"]
+        self.collector.prompts.position = state["prompts"]
+        self.guard.load(state)
+
+    def _provenance(self) -> dict[str, Any]:
+        args = self.args
+        if not hasattr(self, "_rows_digest"):
+            self._rows_digest = fingerprint_rows(list(self.train_dataset))
+        return {
+            "training rows": self._rows_digest,
+            "seed": args.seed,
+            "batch layout": [
+                args.generation_batch_size,
+                args.num_generations,
+                args.gradient_accumulation_steps,
+                args.num_iterations,
+            ],
+        }
 
     def _drop_long_prompts(self) -> None:
         limit = self.args.max_prompt_length

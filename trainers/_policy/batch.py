@@ -4,7 +4,7 @@ A rollout record is a dict of tensors whose first dimension is the local rows N.
 (N, T), right-padded; every other two-dimensional tensor is (N, T-1) and belongs to ``labels[:, 1:]``; the rest is (N,).
 """
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from negpo.data.qa import IGNORE
 
 Record = dict[str, Tensor]
+MicroBatch = dict[str, Any]  # a record of rows to train on, and the Reduction of their loss
 WIDE = ("input_ids", "labels")  # (N, T); other token tensors are one narrower
 EMPTY, DUMMY, REAL = 0, 1, 2  # kinds of micro-batch: nothing to run, a forward for the other ranks' sake, rows
 
@@ -81,6 +82,11 @@ def answer_mask(record: Record) -> Tensor:
     return record["labels"][:, 1:] != IGNORE
 
 
+def tokens_of(record: Record) -> Record:
+    """Only what a forward reads."""
+    return {name: record[name] for name in ("input_ids", "labels", "lengths")}
+
+
 def dummy_row(device: torch.device) -> Record:
     """The smallest row that a model can be run on: two tokens, the second labelled."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
@@ -128,7 +134,3 @@ def loops(completions: list[list[int]], *, limit: float = 0.5) -> tuple[int, int
     """``(looping, judged)``: completions that mostly repeat themselves, among those long enough to judge."""
     values = [value for ids in completions if (value := repetition(ids)) is not None]
     return sum(value > limit for value in values), len(values)
-
-
-def finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -3,28 +3,17 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from trl import GRPOConfig
 
 from negpo.errors import ConfigError
+from negpo.objectives.policy_terms import IMPORTANCE_MODES
 from negpo.rollout import ENGINES
-from negpo.trainers._run.world import check_world, name_cpu_plainly, settle_half_precision
-
-NORMALIZERS = ("token_mean", "sequence_mean", "max_length", "constant", "micro_batch_token_mean")
-CORRECTION_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-CHOICES = {
-    "engine": ENGINES,
-    "adapter_sync": ("adapter", "merge"),
-    "normalizer": NORMALIZERS,
-    "dead_groups": ("keep", "drop", "resample"),
-    "partial_rewards": ("unknown", "sum"),
-    "reward_errors": ("stop", "unknown"),
-    "vllm_importance_sampling_mode": CORRECTION_MODES,
-}
+from negpo.trainers._policy.reduction import NORMALIZERS
+from negpo.trainers._run.run_config import RunConfig
 
 
 @dataclass
-class PolicyConfig(GRPOConfig):
+class PolicyConfig(RunConfig, GRPOConfig):
     """``trl.GRPOConfig`` plus what learning from wrong answers needs.
 
     TRL's names keep their meaning: ``epsilon`` and ``epsilon_high`` are the lower and upper clip, ``delta`` the dual
@@ -36,15 +25,16 @@ class PolicyConfig(GRPOConfig):
     # Upstream leaves the annotation away, and mypy takes it for an instance variable.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]  # type: ignore[misc]
 
-    logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "engine": ENGINES,
+        "adapter_sync": ("adapter", "merge"),
+        "normalizer": NORMALIZERS,
+        "dead_groups": ("keep", "drop", "resample"),
+        "partial_rewards": ("unknown", "sum"),
+        "reward_errors": ("stop", "unknown"),
+        "vllm_importance_sampling_mode": IMPORTANCE_MODES,
+    }
 
-    hang_timeout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Seconds without progress after which all ranks write their stacks to OUTPUT_DIR/stacks and the "
-            "run ends with status 124. 0: never. Default: 4/5 of ddp_timeout; never in one process."
-        },
-    )
     # batches
     updates_per_rollout: int = field(
         default=4,
@@ -142,23 +132,13 @@ class PolicyConfig(GRPOConfig):
     watchdog_patience: int = field(default=3, metadata={"help": "Optimiser steps in a row a limit must be broken."})
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available() and _gpu_has_bf16()
-        self.dataloader_pin_memory &= torch.cuda.is_available()
-        self.validate()
         if self.steps_per_generation is None and self.generation_batch_size is None:
             self.steps_per_generation = self.updates_per_rollout * self.gradient_accumulation_steps
-        settle_half_precision(self)
-        name_cpu_plainly(self.use_cpu)
         super().__post_init__()
-        check_world(self.world_size)
         self._check_rollout_batch()
 
     def validate(self) -> None:
-        """Raise ConfigError for values and combinations that cannot be meant. Subclasses extend it."""
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        super().validate()
         for name in ("updates_per_rollout", "watchdog_patience", "max_reward_timeouts", "max_resamples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -229,7 +209,3 @@ class PolicyConfig(GRPOConfig):
     def every_row_has_gradient(self) -> bool:
         """With an entropy bonus or a KL term a row of advantage 0 still moves the weights."""
         return self.beta != 0 or self.entropy_coef != 0
-
-
-def _gpu_has_bf16() -> bool:
-    return torch.cuda.is_bf16_supported()

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from negpo.errors import ConfigError
-from negpo.trainers._run.world import check_world, name_cpu_plainly
+from negpo.trainers._run.world import check_world, name_cpu_plainly, settle_half_precision
 
 
 @dataclass
@@ -37,6 +37,7 @@ class RunConfig:
             args.bf16 = not args.fp16 and not args.use_cpu and torch.cuda.is_available() and _gpu_has_bf16()
         args.dataloader_pin_memory &= torch.cuda.is_available()
         self.validate()
+        settle_half_precision(args)
         name_cpu_plainly(args.use_cpu)
         super().__post_init__()  # type: ignore[misc]
         check_world(args.world_size)
