@@ -3,17 +3,15 @@
 from importlib import import_module
 from typing import Any
 
-from negpo.methods import TABLE, of_family
+from negpo.methods import TABLE
 
 # method of `negpo train METHOD`: (module, trainer, config)
 METHODS: dict[str, tuple[str, str, str]] = {
     name: (method.module, method.trainer, method.config) for name, method in TABLE.items()
 }
 
-# methods whose recipes do not describe forget and retain data: their script
-SCRIPTS = dict.fromkeys(of_family("policy"), "negpo.trainers._script.policy") | dict.fromkeys(
-    of_family("preference"), "negpo.trainers._script.preference"
-)
+# method -> the module that says what its recipes hold beside its config: model, data, verifier
+SCRIPTS = {name: f"negpo.trainers._script.{method.family}" for name, method in TABLE.items()}
 
 _HOMES = {name: module for module, *names in METHODS.values() for name in names} | {
     "PolicyTrainer": "negpo.trainers._policy.base",
@@ -26,7 +24,7 @@ _HOMES = {name: module for module, *names in METHODS.values() for name in names}
     "U2A": "negpo.trainers.u2a",
     "OverUnlearningCallback": "negpo.trainers._run.callbacks",
     "UtilityFloorCallback": "negpo.trainers._run.callbacks",
-    "run_training": "negpo.trainers._script.unlearn",
+    "run_training": "negpo.trainers._script",
 }
 
 __all__ = ["METHODS", "SCRIPTS", *sorted(_HOMES)]

@@ -25,9 +25,22 @@ from negpo.trainers._preference.data import Scored
 from negpo.trainers._preference.samples import SampleRequest, cached_draw, draw
 from negpo.trainers._run.model import is_peft, load_model
 from negpo.trainers._run.reference import Reference
+from negpo.trainers._run.script_arguments import ScriptArguments
 from negpo.trainers._run.sharding import whole, whole_while_generating
 
 SAMPLES_FILE = "d2o_samples_{rank}.json"
+
+
+@dataclass
+class SampleReferenceArguments(ScriptArguments):
+    """The second of the paper's two references."""
+
+    sample_ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Reference that draws and anchors the samples; default: the starting model."}
+    )
+
+    def further(self) -> dict[str, Any]:
+        return super().further() | {"sample_ref_model": self.sample_ref_model_name_or_path}
 
 
 @dataclass
@@ -37,6 +50,8 @@ class D2OConfig(PreferenceConfig):
     choices: ClassVar[dict[str, tuple[str, ...]]] = PreferenceConfig.choices | {
         "samples": ("offline", "cached", "refresh"),
     }
+
+    script_arguments: ClassVar[type[ScriptArguments] | None] = SampleReferenceArguments
 
     alpha: float = field(
         default=0.1, metadata={"help": "Weight of the rejected log-ratio. UNVERIFIED; DPO's usual 0.1."}

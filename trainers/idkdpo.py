@@ -6,15 +6,36 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
+from negpo.data.rows import load_rows
 from negpo.errors import ConfigError, DataError
 from negpo.objectives import dpo_loss, kto_loss
 from negpo.trainers._run.config import require_positive
+from negpo.trainers._run.script_arguments import ScriptArguments, Source
 from negpo.trainers._unlearn.base import UnlearnTrainer
 from negpo.trainers._unlearn.batch import Part
 from negpo.trainers._unlearn.config import UnlearnConfig
 from negpo.trainers._unlearn.data import ForgetRetainDataset, IdkRows, encode_rows
 
+IDK_FIELDS = ("idk", "answer", "text")
 LOSS_TYPES = ("dpo", "kto_log_sigmoid", "kto_sigmoid")
+
+
+@dataclass
+class IdkArguments(ScriptArguments):
+    """Where the answers that say "I don't know" come from."""
+
+    idk_file: str | None = field(default=None, metadata={"help": "Texts like TOFU's idontknow.jsonl."})
+
+    def validate(self) -> None:
+        super().validate()
+        if self.idk_file is None:
+            raise ConfigError("idk_file is missing: idkdpo needs texts such as TOFU's idontknow.jsonl")
+
+    def further(self) -> dict[str, Any]:
+        return super().further() | {"idk_answers": read_idk_answers(str(self.idk_file))}
+
+    def sources(self) -> dict[str, Source]:
+        return super().sources() | {"idk_answers": Source("idk", self.idk_file)}
 
 
 @dataclass
@@ -24,6 +45,8 @@ class IdkDPOConfig(UnlearnConfig):
     The KTO types need the batch's mean log-ratio of the idk rows: like the released code they take it from the
     micro-batch, so with them the loss does depend on ``per_device_train_batch_size``.
     """
+
+    script_arguments: ClassVar[type[ScriptArguments] | None] = IdkArguments
 
     retain_loss: str = field(default="nll", metadata={"help": "Term on retain rows: none, nll (DPO+RT), kl (DPO+KL)."})
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature."})
@@ -84,6 +107,17 @@ class IdkDPOTrainer(UnlearnTrainer):
         return dpo_loss(
             idk.logps, idk.mask, forget.logps, forget.mask, idk.ref_logps, forget.ref_logps, beta=beta, scale=2 / beta
         )
+
+
+def read_idk_answers(source: str) -> list[str]:
+    """The texts of a file; DataError names a row without any."""
+    answers = []
+    for index, row in enumerate(load_rows(source, required=())):
+        key = next((name for name in IDK_FIELDS if name in row), None)
+        if key is None:
+            raise DataError(f"found fields {sorted(row)}; need one of {IDK_FIELDS}", file=source, row=index)
+        answers.append(row[key])
+    return answers
 
 
 def _encode_pair(row: dict[str, str], answer: str, **settings: Any) -> dict[str, list[int]]:

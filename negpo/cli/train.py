@@ -6,7 +6,7 @@ Help is read from the source of the config classes with ``ast``: importing them 
 import argparse
 import ast
 from collections.abc import Iterator, Sequence
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import negpo
@@ -14,7 +14,6 @@ from negpo.cli import launch
 from negpo.trainers import METHODS, SCRIPTS
 
 TRAINERS = Path(negpo.__file__).parent / "trainers"
-DATA_SCRIPT = "negpo.trainers._script.unlearn"
 HELP_FLAGS = {"-h", "--help"}
 
 
@@ -43,7 +42,9 @@ def run(args: argparse.Namespace, extra: Sequence[str]) -> int | None:
     how, settings = launch.split(settings)
     if how is not None:
         return launch.run(how, args.method, settings)
-    import_module(SCRIPTS.get(args.method, DATA_SCRIPT)).run_training(args.method, settings)
+    from negpo.trainers._script import run_training
+
+    run_training(args.method, settings)
     return None
 
 
@@ -52,10 +53,13 @@ def method_help(method: str) -> str:
     own = _file(METHODS[method][0])
     sections = [(f"settings of {method}", own)]
     sections += [("shared with other methods", path) for path in imported_trainer_modules(own)]
-    sections += [("model, data, adapter", _file(SCRIPTS.get(method, DATA_SCRIPT)))]
-    lines = [f"usage: negpo train {method} [--config RECIPE] [--key value ...]"]
+    sections += [("data", _file(SCRIPTS[method])), ("model", TRAINERS / "_script" / "arguments.py")]
+    sections += [("adapter and quantisation", _trl_model_config())]
+    lines, told = [f"usage: negpo train {method} [--config RECIPE] [--key value ...]"], set()
     for title, path in sections:
-        if settings := list(read_settings(path)):
+        settings = [setting for setting in read_settings(path) if setting[0] not in told]  # the nearest default holds
+        told |= {name for name, _, _ in settings}
+        if settings:
             lines.append(f"\n{title}:")
             lines += [f"  --{name} (default {default})\n      {text}" for name, default, text in settings]
     lines.append(
@@ -85,6 +89,14 @@ def _imports(path: Path) -> list[Path]:
 
 def _file(module: str) -> Path:
     return TRAINERS.joinpath(*module.split(".")[2:]).with_suffix(".py")
+
+
+def _trl_model_config() -> Path:
+    """TRL's own script arguments; found without importing TRL."""
+    spec = find_spec("trl")
+    assert spec is not None  # a dependency of negpo
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "trainer" / "model_config.py"
 
 
 def read_settings(path: Path) -> Iterator[tuple[str, str, str]]:

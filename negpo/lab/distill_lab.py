@@ -248,7 +248,7 @@ def write_sets(
 
 def train_stage1(lab: DistillLab, seed: int, size: DistillSize) -> Any:
     """SFT on the right traces with the shipped recipe, from `start` to `student`; returns the model."""
-    from negpo.trainers._script import preference as script_module
+    from negpo.trainers import _script as script_module
 
     arguments = ["--config", STAGE1, "--model_name_or_path", str(lab.root / "start"), "--seed", str(seed)]
     arguments += ["--dataset", str(lab.data(RIGHT_TRACES)), "--output_dir", str(lab.model)]

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +135,10 @@ def make_callback(run: PreferRun, meter: Meter, points: list[dict[str, Any]]) ->
 
 def train(run: PreferRun, labs: Labs, out: Path, seed: int, size: str, overrides: Sequence[str] = ()) -> None:
     """Train one run with the shipped trainer and recipe and write `out/<run>/results.json` and `out/<run>/model`."""
-    from negpo.trainers import SCRIPTS
+    from negpo.trainers import _script as script_module
 
     folder = out / run.name
     shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt
-    script_module = import_module(SCRIPTS.get(run.method, "negpo.trainers._script.unlearn"))
     arguments = [*train_arguments(run, labs, folder / "model", seed), *overrides]
     arguments += ["--max_steps", "2"] if size == "tiny" else []
     script, config = script_module.parse(run.method, arguments)

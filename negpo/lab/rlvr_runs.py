@@ -245,7 +245,7 @@ def train(run: Run, plan: Plan) -> None:
     """Train with the shipped trainer and recipe, evaluate, write `results.json` and the model."""
     from transformers import PrinterCallback
 
-    from negpo.trainers._script import policy as script_module
+    from negpo.trainers import _script as script_module
 
     lab, folder = plan.lab(), plan.place / run.name
     shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt, or one with other settings

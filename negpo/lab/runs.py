@@ -136,7 +136,7 @@ class Trajectory:
 
 def unlearn(run: Run, lab: LabPaths, out: Path, seed: int, every: int, overrides: tuple[str, ...] = ()) -> None:
     """Train one run with the shipped trainer and recipe and write `out/<run>/results.json` and `out/<run>/model`."""
-    from negpo.trainers._script import unlearn as script_module
+    from negpo.trainers import _script as script_module
 
     folder = out / run.name
     shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt

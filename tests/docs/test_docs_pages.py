@@ -8,9 +8,9 @@ import pytest
 from docs_support import DOCS, ROOT, anchors, code_blocks, commands, links, navigation, pages
 
 from negpo.cli import build_parser, launch
-from negpo.cli.train import DATA_SCRIPT
 from negpo.methods import TABLE
-from negpo.trainers import METHODS, SCRIPTS
+from negpo.trainers import METHODS
+from negpo.trainers._script import parse
 
 README = ROOT / "README.md"
 SECTIONS = ["Formula", "When it fails", "Recipe", "Published", "Measured here", "Deviations"]
@@ -86,8 +86,7 @@ def test_every_command_in_the_documentation_parses(page, line, words):
         assert not extra
         return
     _, settings = launch.split([*args.settings, *extra])
-    script = import_module(SCRIPTS.get(args.method, DATA_SCRIPT))
-    script.parse(args.method, [*settings, "--use_cpu", "true"])  # recipes with bf16 refuse a machine without a GPU
+    parse(args.method, [*settings, "--use_cpu", "true"])  # recipes with bf16 refuse a machine without a GPU
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)

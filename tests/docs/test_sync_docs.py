@@ -72,7 +72,7 @@ def test_every_family_is_shown_and_every_recipe_belongs_to_a_method():
 
 def test_the_public_views_of_the_trainers_are_those_of_the_table():
     assert {name: (method.module, method.trainer, method.config) for name, method in TABLE.items()} == METHODS
-    assert set(SCRIPTS) == {*of_family("policy"), *of_family("preference")}
+    assert {name: f"negpo.trainers._script.{method.family}" for name, method in TABLE.items()} == SCRIPTS
 
 
 def test_papers_that_nothing_uses_are_not_listed(sync):

@@ -93,14 +93,12 @@ def test_settings_that_cannot_be_meant_are_refused(change, words):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_run_has_a_recipe_that_parses_with_the_flags_of_its_lab(name, tmp_path):
-    from importlib import import_module
-
-    from negpo.trainers import SCRIPTS
+    from negpo.trainers._script import parse
 
     run = RUNS[name]
     lab = Namespace(model=tmp_path / "model", data=lambda data: tmp_path / f"{data}.jsonl")
     flags = train_arguments(run, Namespace(of=lambda _: lab), tmp_path / "out", 3)
-    _, args = import_module(SCRIPTS.get(run.method, "negpo.trainers._script.unlearn")).parse(run.method, flags)
+    _, args = parse(run.method, flags)
     assert (args.seed, args.max_steps > 0) == (3, True)
 
 

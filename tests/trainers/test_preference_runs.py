@@ -319,7 +319,7 @@ def is_ours(method):
 
 @pytest.mark.parametrize("path", recipes(), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_becomes_a_config_and_names_its_sources(path, tmp_path):
-    from negpo.trainers._script.preference import parse
+    from negpo.trainers._script import parse
 
     method = "sft" if path.stem.endswith("stage1") else path.parent.name
     if path.stem.startswith("lab"):
@@ -332,7 +332,7 @@ def test_every_recipe_becomes_a_config_and_names_its_sources(path, tmp_path):
 
 
 def test_one_command_runs_both_stages_and_a_finished_first_stage_is_not_repeated(tmp_path, monkeypatch, caplog):
-    from negpo.trainers._script.preference import run_training
+    from negpo.trainers._script import run_training
 
     make_model().save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
@@ -353,7 +353,7 @@ def test_one_command_runs_both_stages_and_a_finished_first_stage_is_not_repeated
 
 
 def test_stages_belong_to_redi(tmp_path):
-    from negpo.trainers._script.preference import parse
+    from negpo.trainers._script import parse
 
     with pytest.raises(ConfigError, match="stages=both belongs to redi"):
         parse("dpo", ["--model_name_or_path", "m", "--dataset", "d", "--stages", "both", "--output_dir", str(tmp_path)])

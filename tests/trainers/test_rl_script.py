@@ -10,7 +10,8 @@ from negpo.cli.train import method_help
 from negpo.configs import CONFIGS
 from negpo.errors import ConfigError, DataError
 from negpo.trainers import METHODS, SCRIPTS
-from negpo.trainers._script.policy import RLScriptArguments, parse, problem_rows, run_training
+from negpo.trainers._script import parse, run_training
+from negpo.trainers._script.policy import RLScriptArguments, problem_rows
 
 RL_METHODS = [method for method, script in SCRIPTS.items() if script.endswith("_script.policy")]
 RECIPES = sorted(path for method in RL_METHODS for path in CONFIGS.glob(f"recipes/{method}/*.yaml"))

@@ -11,7 +11,7 @@ from negpo.configs import CONFIGS
 from negpo.errors import ConfigError, DataError
 from negpo.methods import of_family
 from negpo.trainers import METHODS
-from negpo.trainers._script.unlearn import build, parse, run_training
+from negpo.trainers._script import build, parse, run_training
 
 UNLEARNING = of_family("unlearn")
 ON_ALL_OF_TOFU = ("ga", "graddiff", "npo", "simnpo", "wga", "idkdpo", "rmu", "catnip")

@@ -257,6 +257,9 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):
     def _drain(self) -> dict[str, float]:
         return self.telemetry.drain(self.accelerator)
 
+    def close(self) -> None:
+        self.source.close()
+
     def _begin(self) -> None:
         self.micro_step, self.buffered = 0, None
 

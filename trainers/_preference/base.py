@@ -176,6 +176,9 @@ class PreferenceTrainer(OfflineTrainer):
             "reference": self._reference_digests,
         }
 
+    def remarks(self) -> dict[str, Any]:
+        return {"data": self.report.lines()}
+
     # ---- one step -------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):

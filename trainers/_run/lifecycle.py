@@ -63,6 +63,13 @@ class Lifecycle(WritesModelCard):
         """Numbers collected since the last log, for the log."""
         return {}
 
+    def remarks(self) -> dict[str, Any]:
+        """What belongs into the record of a finished run beside its settings, e.g. what the data lost."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of what outlives training: engines, other processes."""
+
     # ---- running --------------------------------------------------------------------------------------------------
 
     @property

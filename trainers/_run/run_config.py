@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from negpo.errors import ConfigError
+from negpo.trainers._run.script_arguments import ScriptArguments
 from negpo.trainers._run.world import check_world, name_cpu_plainly, settle_half_precision
 
 
@@ -18,6 +19,7 @@ class RunConfig:
     """
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    script_arguments: ClassVar[type[ScriptArguments] | None] = None  # what `negpo train` reads for this method alone
 
     logging_steps: float = field(default=1, metadata={"help": "Log every this many optimiser steps."})
     bf16: bool | None = field(

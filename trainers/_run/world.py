@@ -3,8 +3,6 @@
 import os
 from typing import Any
 
-import torch
-
 from negpo.errors import ConfigError
 
 EXPECTED = "NEGPO_NUM_PROCESSES"  # set by `negpo train --launch`
@@ -15,6 +13,8 @@ def settle_half_precision(arguments: Any) -> None:
 
     transformers wants ``use_cpu`` said before it lets bf16 through; who asks for bf16 on such a machine has said it.
     """
+    import torch  # the command line reads this module, and its help must not wait for torch
+
     if arguments.use_cpu or not torch.accelerator.is_available():
         if arguments.fp16 or arguments.fp16_full_eval:
             raise ConfigError("fp16 needs a GPU and this run is on a CPU; set bf16=true, or neither for float32")
