@@ -35,7 +35,7 @@ from negpo.trainers._run.lifecycle import Lifecycle
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Any]  # (logps, old_logps, advantages, mask) -> loss
 
 
-class PolicyTrainer(Lifecycle, GRPOAdapter):
+class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAdapter
     """Policy gradient from verifier rewards, TRL's calling conventions.
 
     Args:

@@ -13,7 +13,7 @@ from negpo.trainers._run.run_config import RunConfig
 
 
 @dataclass
-class PolicyConfig(RunConfig, GRPOConfig):
+class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be None before it is settled
     """``trl.GRPOConfig`` plus what learning from wrong answers needs.
 
     TRL's names keep their meaning: ``epsilon`` and ``epsilon_high`` are the lower and upper clip, ``delta`` the dual

@@ -12,7 +12,7 @@ from negpo.trainers._run.run_config import RunConfig
 
 
 @dataclass
-class OfflineConfig(RunConfig, TrainingArguments):
+class OfflineConfig(RunConfig, TrainingArguments):  # type: ignore[misc]  # bf16 may be None before it is settled
     """``transformers.TrainingArguments`` plus what every method on stored rows needs."""
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # type: ignore[misc]

@@ -99,7 +99,7 @@ class ModelArguments(ScriptArguments, ModelConfig):
 
     def peft_config(self) -> Any:
         """A LoRA configuration, or None when the weights themselves are trained."""
-        config = get_peft_config(self)
+        config: Any = get_peft_config(self)
         if config is not None and config.target_modules is None and config.target_parameters is None:
             config.target_modules = "all-linear"
         return config

@@ -78,7 +78,7 @@ def problem_rows(script: RLScriptArguments, card: Protocol) -> list[dict[str, An
     Raises:
         DataError: a row without question, or without a gold answer unless ``skip_without_answer``.
     """
-    source, names = str(script.dataset), script.dataset_names or [None]
+    source, names = str(script.dataset), [*(script.dataset_names or (None,))]
     rows = [row for name in names for row in load_rows(source, name=name, split=script.dataset_split, required=())]
     problems, skipped = [], 0
     for index, row in enumerate(rows[: script.max_problems]):

@@ -49,7 +49,7 @@ class UnlearnScriptArguments(ModelArguments):
             ref_model=self.ref_model_name_or_path,
             peft_config=self.peft_config(),
             callbacks=[OverUnlearningCallback()] if self.stop_when_over_unlearned else None,
-            template=QATemplate.for_model(self.template_model or self.model_name_or_path, tokenizer),
+            template=QATemplate.for_model(str(self.template_model or self.model_name_or_path), tokenizer),
             **self.further(),
         )
 
