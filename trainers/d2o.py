@@ -6,7 +6,7 @@ could not be confirmed (UNVERIFIED); each is an option here and its default is o
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from negpo.rollout import RolloutEngine, Sampling, make_engine
 from negpo.trainers._preference.base import PreferenceTrainer
 from negpo.trainers._preference.config import PreferenceConfig
 from negpo.trainers._preference.data import Scored
-from negpo.trainers._preference.samples import SampleRequest, cached_draw, draw
+from negpo.trainers._preference.samples import SampleRequest, cached_draw, draw, samples_of, with_samples
 from negpo.trainers._run.model import is_peft, load_model
 from negpo.trainers._run.reference import Reference
 from negpo.trainers._run.script_arguments import ScriptArguments
@@ -220,7 +220,7 @@ class D2OTrainer(PreferenceTrainer):
                 folder,
                 weights,
             )
-        data.groups = [_with_samples(group, found) for group, found in zip(data.groups, answers, strict=True)]
+        data.groups = [with_samples(group, found) for group, found in zip(data.groups, answers, strict=True)]
         data.renew()
 
     def _request(self, indices: list[int], moment: str) -> SampleRequest:
@@ -257,7 +257,7 @@ class D2OTrainer(PreferenceTrainer):
             with gathered:
                 answers = draw(engine, self._request(stale, f"window {window}")) if stale else []
             for index, found in zip(stale, answers, strict=True):
-                data.groups[index] = _with_samples(data.groups[index], found)
+                data.groups[index] = with_samples(data.groups[index], found)
                 self._drawn_in[index] = window
         return [
             self.data_collator([self.train_dataset[0, index] for index in batch["rows"]["index"].tolist()])
@@ -279,7 +279,7 @@ class D2OTrainer(PreferenceTrainer):
     def _save_extras(self, folder: Path) -> None:
         if self._drawn_in:
             groups = self.train_dataset.groups
-            answers = {index: _samples_of(groups[index]) for index in self._drawn_in}
+            answers = {index: samples_of(groups[index]) for index in self._drawn_in}
             content = {"drawn_in": self._drawn_in, "answers": answers}
             atomic_write_json(self._samples_file(folder), content, indent=None)
 
@@ -289,7 +289,7 @@ class D2OTrainer(PreferenceTrainer):
             self._drawn_in = {int(index): window for index, window in saved["drawn_in"].items()}
             for index, answers in saved["answers"].items():
                 groups = self.train_dataset.groups
-                groups[int(index)] = _with_samples(groups[int(index)], answers)
+                groups[int(index)] = with_samples(groups[int(index)], answers)
 
     @torch.no_grad()
     def reference_logps(self, model, rows: dict[str, Tensor]) -> Tensor:
@@ -301,20 +301,3 @@ class D2OTrainer(PreferenceTrainer):
         with of_samples.active(model) as reference:
             samples = self._forward(reference, rows).logps
         return torch.where((rows["sign"] == 0).unsqueeze(1), samples, logps)
-
-
-def _with_samples(group: Group, answers: list[list[int]]) -> Group:
-    """The group's rejected completions and, in the place of earlier ones, these samples."""
-    rejected = group.select([k for k, sign in enumerate(group.signs) if sign < 0])
-    n = len(answers)
-    return replace(
-        rejected,
-        completion_ids=rejected.completion_ids + answers,
-        signs=rejected.signs + [0] * n,
-        scores=rejected.scores + [None] * n,
-        cuts=rejected.cuts + [min(rejected.cuts)] * n,
-    )
-
-
-def _samples_of(group: Group) -> list[list[int]]:
-    return [ids for ids, sign in zip(group.completion_ids, group.signs, strict=True) if sign == 0]

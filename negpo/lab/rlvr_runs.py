@@ -255,7 +255,7 @@ def train(run: Run, plan: Plan) -> None:
     trainer = script_module.build(run.method, script, config)
     tokenizer = trainer.processing_class
     watched = WatchedEngine(trainer.source.engine, tokenizer, known_problems(lab))
-    trainer.set_up_rollouts(watched)
+    trainer.source.engine = watched
     history = ProbeHistory(plan.place / BASE, tokenizer.pad_token_id, watched, run)
     trainer.remove_callback(PrinterCallback)  # every step's log is kept in the result
     trainer.add_callback(history.callback())

@@ -10,7 +10,6 @@ from negpo.cli.train import TRAINERS, method_help, read_settings
 from negpo.configs import CONFIGS
 from negpo.errors import ConfigError, DataError
 from negpo.methods import of_family
-from negpo.trainers import METHODS
 from negpo.trainers._script import build, parse, run_training
 
 UNLEARNING = of_family("unlearn")
@@ -128,11 +127,11 @@ def test_help_lists_the_settings_of_a_method_without_importing_it():
 
 def test_help_lists_no_setting_that_does_not_exist():
     from dataclasses import fields
-    from importlib import import_module
+
+    from negpo.trainers._script.parse import classes_of
 
     for method in UNLEARNING:
-        module, _, config = METHODS[method]
-        known = {field.name for field in fields(getattr(import_module(module), config))}
+        known = {field.name for kind in classes_of(method) for field in fields(kind)}
         for path in (f"{method}.py", "_run/config.py", "_unlearn/config.py"):
             assert {name for name, _, _ in read_settings(TRAINERS / path)} <= known
 

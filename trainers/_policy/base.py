@@ -18,8 +18,7 @@ from negpo.logprobs import LogprobBatch
 from negpo.objectives import clipped_policy_loss, low_variance_kl, reduce_tokens
 from negpo.rollout import RolloutEngine
 from negpo.trainers._policy import batch as rows_
-from negpo.trainers._policy import state as state_files
-from negpo.trainers._policy.batch import DUMMY, EMPTY, REAL, MicroBatch, Record
+from negpo.trainers._policy.batch import EMPTY, REAL, MicroBatch, Record
 from negpo.trainers._policy.collect import AdvantageFunction, RolloutCollector
 from negpo.trainers._policy.config import PolicyConfig
 from negpo.trainers._policy.data import as_dataset, fitting_prompts, guarded
@@ -29,6 +28,7 @@ from negpo.trainers._policy.guard import StepGuard
 from negpo.trainers._policy.reduction import Reduction, StepTotals
 from negpo.trainers._policy.rollouts import RolloutSource
 from negpo.trainers._policy.score import RowScorer
+from negpo.trainers._policy.state import LastingState
 from negpo.trainers._policy.telemetry import Telemetry
 from negpo.trainers._run.lifecycle import Lifecycle
 
@@ -106,6 +106,7 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         self.source = RolloutSource(self, engine)
         self.collector = RolloutCollector(self, self.scorer, self.probe, self.telemetry)
         self.guard = StepGuard.of(args, self.model.config.get_text_config().vocab_size, self.accelerator)
+        self._lasting = LastingState(self.source, self.collector.prompts, self.guard, self.probe)
 
     # ---- what a method defines ------------------------------------------------------------------------------------
 
@@ -187,14 +188,11 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         totals = rows_.update_totals(record, updates)
         if self.accelerator.num_processes > 1:
             totals = self.accelerator.reduce(totals, reduction="sum")
-        batches = []
-        for parts, forward, (tokens, selected) in zip(plans, forwards, totals.tolist(), strict=True):
-            kinds = [EMPTY] * (slots - forward) + [DUMMY] * (forward - len(parts)) + [REAL] * len(parts)
-            waiting, scalars = iter(parts), StepTotals(tokens, selected, forward).tensors()
-            for kind in kinds:
-                batch = rows_.take(record, next(waiting)) if kind == REAL else {}
-                batches.append(batch | scalars | {"kind": torch.tensor(kind)})
-        return batches
+        return [
+            batch | StepTotals(tokens, selected, forward).tensors()
+            for parts, forward, (tokens, selected) in zip(plans, forwards, totals.tolist(), strict=True)
+            for batch in rows_.fill_slots(record, parts, forward, slots)
+        ]
 
     def micro_batch_loss(self, model, batch):
         kind = int(batch["kind"])
@@ -271,24 +269,11 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         step = self.state.global_step * self.args.gradient_accumulation_steps
         inside = step % (self.args.steps_per_generation * self.args.num_iterations) != 0
         buffered = self.buffered if inside and self.buffered else []
-        probe = [] if self.probe.record is None else [self.probe.record]
-        state = {
-            "micro_step": step,
-            "buffered": len(buffered),
-            "rollouts": self.source.rollouts,
-            "prompts": self.collector.prompts.position,
-        } | self.guard.state()
-        state_files.save_state(folder, self.accelerator.process_index, [*buffered, *probe], state)
+        self._lasting.save(folder, self.accelerator.process_index, step, buffered)
 
     def _load_extras(self, folder: Path) -> None:
         rank, device = self.accelerator.process_index, self.accelerator.device
-        batches, state = state_files.load_state(folder, rank, device)
-        self.micro_step = state["micro_step"]
-        self.buffered = batches[: state["buffered"]] or None
-        self.probe.record = next(iter(batches[state["buffered"] :]), None)
-        self.source.rollouts = state["rollouts"]
-        self.collector.prompts.position = state["prompts"]
-        self.guard.load(state)
+        self.micro_step, self.buffered = self._lasting.load(folder, rank, device)
 
     def _provenance(self) -> dict[str, Any]:
         args = self.args

@@ -114,6 +114,16 @@ def plan_updates(record: Record, updates: int, size: int) -> list[list[Tensor]]:
     return plans
 
 
+def fill_slots(record: Record, parts: list[Tensor], forwards: int, slots: int) -> list[Record]:
+    """The ``slots`` micro-batches of one optimiser step, the last ``forwards`` of which run the model on every process.
+
+    Each has its ``kind``; those that are REAL hold one of ``parts``.
+    """
+    kinds = [EMPTY] * (slots - forwards) + [DUMMY] * (forwards - len(parts)) + [REAL] * len(parts)
+    waiting = iter(parts)
+    return [(take(record, next(waiting)) if kind == REAL else {}) | {"kind": torch.tensor(kind)} for kind in kinds]
+
+
 def update_totals(record: Record, updates: int) -> Tensor:
     """(updates, 2) float64: answer tokens and rows that count in each step's normaliser (``selected`` ones)."""
     tokens = answer_mask(record).sum(1).double() * record["selected"]

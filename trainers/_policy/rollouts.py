@@ -40,6 +40,11 @@ class RolloutSource:
             self._engine = make_engine(name, self._source(), self.trainer.tokenizer, **self._options())
         return self._engine
 
+    @engine.setter
+    def engine(self, engine: RolloutEngine) -> None:
+        """Go on with another engine, e.g. one around the present one; it gets the weights before it draws."""
+        self._engine, self._synced_at = engine, None
+
     def _options(self) -> dict[str, Any]:
         """``engine_options``, and what follows from the run: the adapter's rank, the dtype of the training."""
         trainer, args = self.trainer, self.trainer.args

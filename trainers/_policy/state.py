@@ -10,6 +10,36 @@ from torch import Tensor
 
 from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError
+from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.displacement import DisplacementProbe
+from negpo.trainers._policy.guard import StepGuard
+from negpo.trainers._policy.rollouts import PromptStream, RolloutSource
+
+
+class LastingState:
+    """Owner of what lives longer than a step: place in the seeds and prompts, guards, probe, buffered micro-batches."""
+
+    def __init__(self, source: RolloutSource, prompts: PromptStream, guard: StepGuard, probe: DisplacementProbe):
+        self.source, self.prompts, self.guard, self.probe = source, prompts, guard, probe
+
+    def save(self, folder: Path, rank: int, micro_step: int, buffered: list[Record]) -> None:
+        probe = [] if self.probe.record is None else [self.probe.record]
+        state = {
+            "micro_step": micro_step,
+            "buffered": len(buffered),
+            "rollouts": self.source.rollouts,
+            "prompts": self.prompts.position,
+        } | self.guard.state()
+        save_state(folder, rank, [*buffered, *probe], state)
+
+    def load(self, folder: Path, rank: int, device: torch.device) -> tuple[int, list[Record] | None]:
+        """``(micro_step, buffered micro-batches)``; the rest goes back to where it belongs."""
+        batches, state = load_state(folder, rank, device)
+        n = state["buffered"]
+        self.probe.record = next(iter(batches[n:]), None)
+        self.source.rollouts, self.prompts.position = state["rollouts"], state["prompts"]
+        self.guard.load(state)
+        return state["micro_step"], batches[:n] or None
 
 
 def save_state(folder: Path, rank: int, batches: list[dict[str, Tensor]], state: dict[str, Any]) -> None:

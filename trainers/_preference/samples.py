@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from negpo.data.io import append_jsonl, read_jsonl
+from negpo.data.preference_encode import Group
 from negpo.rollout import RolloutEngine, Sample, Sampling
 
 logger = logging.getLogger(__name__)
@@ -77,3 +78,21 @@ def cached_draw(
 
         draw(make_engine(), request.select(missing), keep)
     return [[known[p, a] for a in range(request.k)] for p in range(len(request.prompts))]
+
+
+def with_samples(group: Group, answers: list[list[int]]) -> Group:
+    """The group's rejected completions and, in the place of earlier ones, these samples."""
+    rejected = group.select([k for k, sign in enumerate(group.signs) if sign < 0])
+    n = len(answers)
+    return replace(
+        rejected,
+        completion_ids=rejected.completion_ids + answers,
+        signs=rejected.signs + [0] * n,
+        scores=rejected.scores + [None] * n,
+        cuts=rejected.cuts + [min(rejected.cuts)] * n,
+    )
+
+
+def samples_of(group: Group) -> list[list[int]]:
+    """Token ids of the group's samples."""
+    return [ids for ids, sign in zip(group.completion_ids, group.signs, strict=True) if sign == 0]
