@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from negpo.eval.metrics import pass_at_k
-from negpo.eval.passk import Interval, check_k, interval, resampled_means
+from negpo.eval.bootstrap import Interval, interval, resampled_means
+from negpo.eval.passk import check_k
 
 Floats = NDArray[np.float64]
 

@@ -18,9 +18,10 @@ import numpy as np
 from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError, DataError
 from negpo.eval import metrics as m
+from negpo.eval.bootstrap import bootstrap_interval
 from negpo.eval.mia import Scores, attack_aucs, attack_details
 from negpo.eval.muse_data import TEXTS, MuseData
-from negpo.eval.statistics import bootstrap_interval, roc_auc
+from negpo.eval.statistics import roc_auc
 
 ROUGE = {
     "verbmem": "forget_verbmem_ROUGE",

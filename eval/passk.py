@@ -16,20 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from negpo.eval.bootstrap import Floats, interval, resampled_means
 from negpo.eval.metrics import pass_at_k
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with the bounds of its central `level` interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def default_ks(n: int) -> list[int]:
@@ -94,19 +84,6 @@ def analytic_stderr(n: ArrayLike, c: ArrayLike, ks: Sequence[int]) -> Floats:
 def bootstrap(n: ArrayLike, c: ArrayLike, ks: Sequence[int], *, draws: int = 2000, seed: int = 0) -> Floats:
     """(draws, K) means over problems that are drawn with replacement."""
     return resampled_means(pass_at_k_curve(n, c, ks), draws, seed)
-
-
-def resampled_means(rows: Floats, draws: int, seed: int) -> Floats:
-    """(draws, K) means of (P, K) `rows`: how often each row was drawn, times the rows."""
-    count = len(rows)
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return times @ rows / count
-
-
-def interval(draws: Floats, value: float, level: float = 0.95) -> Interval:
-    """Percentile interval of bootstrap draws around a point estimate."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from negpo.eval.bootstrap import Interval, interval, resampled_means
+from negpo.eval.passk import analytic_stderr, bootstrap, default_ks, majority_at_k, pass_at_k_curve
 from negpo.data.problems import Problem
 from negpo.data.protocols import Protocol
-from negpo.eval.passk import Interval, analytic_stderr, bootstrap, default_ks, interval, majority_at_k, pass_at_k_curve
 
 Key = tuple[str, int]
 Rows = Mapping[Key, Mapping[str, Any]]
@@ -84,9 +85,7 @@ def _majority(keys: Sequence[Sequence[Key]], verdicts: Rows, drawn: int) -> list
 
 def mean_interval(per_problem: np.ndarray, *, draws: int = 2000, seed: int = 0) -> Interval:
     """Mean over problems with the percentile interval of a problem-level bootstrap."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(per_problem), size=(draws, len(per_problem)))
-    return interval(per_problem[chosen].mean(axis=1), per_problem.mean())
+    return interval(resampled_means(per_problem[:, None], draws, seed)[:, 0], per_problem.mean())
 
 
 def _rates(keys: Sequence[Sequence[Key]], samples: Rows, verdicts: Rows) -> dict[str, dict[str, float]]:

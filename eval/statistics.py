@@ -135,19 +135,6 @@ def pooled_stderr(stderrs: ArrayLike, sizes: ArrayLike) -> float:
     return float(math.sqrt(variance / weights.sum()))
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; seeded, where MUSE's own logger is not."""
-    array = vector(values, "values")
-    if len(array) == 1:
-        return float(array[0]), float(array[0])
-    result = stats.bootstrap(
-        (array,), np.mean, confidence_level=confidence, n_resamples=resamples, method="percentile", rng=seed
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
 def _grouped(values: ArrayLike, sizes: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     array, weights = vector(values, "values"), vector(sizes, "sizes")
     if len(array) != len(weights):

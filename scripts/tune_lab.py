@@ -9,14 +9,14 @@ Prints forget quality, share of the target's utility, and probability of the for
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from negpo.lab import build_lab, runs
-from negpo.lab.demo import TUNING_SEEDS
+from negpo.data.io import atomic_write_json
+from negpo.lab import runs
+from negpo.lab.experiment import TUNING_SEEDS
 from negpo.report.results import RUN_FILE
 
 
@@ -31,14 +31,15 @@ def main() -> None:
     overrides = tuple(part for pair in args.set for part in (f"--{pair.split('=')[0]}", pair.split("=", 1)[1]))
     console = Console()
     for seed in args.seeds:
-        lab = build_lab(args.out / "labs", seed)
-        place = args.out / f"seed{seed}"
-        if not (place / "target" / RUN_FILE).exists():
-            runs.measure_references(lab, place)
+        plan = runs.UnlearnPlan(str(args.out), seed, "default", args.every)
         with contextlib.redirect_stdout(sys.stderr):  # lines for the demo's progress bars
-            runs.unlearn(runs.RUNS[args.run], lab, place, seed, args.every, overrides)
-        target, result = (json.loads((place / name / RUN_FILE).read_text()) for name in ("target", args.run))
-        utility = target["trajectory"][0]["metrics"]["model_utility"]
+            plan.prepare()
+            for name in plan.first:
+                if not plan.finished(name):
+                    plan.do(name)
+            result = runs.unlearn(runs.RUNS[args.run], plan, plan.place / args.run, overrides)
+        atomic_write_json(plan.place / args.run / RUN_FILE, result)
+        utility = plan.result("target")["trajectory"][0]["metrics"]["model_utility"]
         for point in result["trajectory"]:
             metrics = point["metrics"]
             console.print(

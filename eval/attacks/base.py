@@ -17,8 +17,8 @@ from negpo.data.io import strict
 from negpo.data.qa import QATemplate
 from negpo.data.rows import Row
 from negpo.errors import DataError
+from negpo.eval.bootstrap import bootstrap_interval
 from negpo.eval.scoring import Report
-from negpo.eval.statistics import bootstrap_interval
 from negpo.eval.tofu_data import TofuData
 
 RESAMPLES = 2000  # bootstrap draws per interval; a curve of thirty points stays below a second

@@ -3,6 +3,13 @@
 import argparse
 from pathlib import Path
 
+JOBS = {  # module of negpo.lab, its settings, its function
+    "unlearn": ("demo", "DemoSettings", "run_demo"),
+    "reason": ("reason_demo", "ReasonDemoSettings", "run_reason_demo"),
+    "rlvr": ("rlvr_demo", "RlvrSettings", "run_rlvr_demo"),
+    "prefer": ("prefer_demo", "PreferDemoSettings", "run_prefer_demo"),
+}
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
@@ -16,7 +23,7 @@ def add_parser(subparsers) -> None:
         "PSR, NSR, W-REINFORCE, GRPO, NGRPO, NFT and ResRL from the arithmetic model with equal rollouts; prefer: "
         "REDI and D2O against SFT, DPO, SimPO, NPO and GA on a distillation and a dispreference lab"
     )
-    parser.add_argument("job", nargs="?", default="unlearn", choices=("unlearn", "reason", "rlvr", "prefer"), help=jobs)
+    parser.add_argument("job", nargs="?", default="unlearn", choices=tuple(JOBS), help=jobs)
     out = "folder for labs, results and report.html (default: runs/demo or runs/JOB)"
     parser.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=out)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="worlds to build; reason takes one")
@@ -38,74 +45,23 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
-    {"unlearn": _unlearn, "reason": _reason, "rlvr": _rlvr, "prefer": _prefer}[args.job](args)
-    return 0
+    """Each job reads the arguments that its settings have."""
+    from importlib import import_module
 
-
-def _unlearn(args: argparse.Namespace) -> None:
-    from negpo.lab.demo import DemoSettings, run_demo
-
-    run_demo(
-        DemoSettings(
-            out=getattr(args, "out", DemoSettings.out),
-            seeds=tuple(args.seeds),
-            size=args.size,
-            methods=tuple(args.methods) if args.methods else DemoSettings.methods,
-            every=args.every,
-            workers=args.workers,
-            fresh=args.fresh,
-            tofu=args.tofu,
-        )
-    )
-
-
-def _reason(args: argparse.Namespace) -> None:
     from negpo.errors import ConfigError
-    from negpo.lab.reason_demo import ReasonDemoSettings, run_reason_demo
 
-    if len(args.seeds) != 1:
-        raise ConfigError(f"demo reason takes one seed, got {len(args.seeds)}: their problems differ, run them apart")
-    run_reason_demo(
-        ReasonDemoSettings(
-            out=getattr(args, "out", ReasonDemoSettings.out),
-            seed=args.seeds[0],
-            size=args.size,
-            samples=args.samples,
-            problems=getattr(args, "problems", ReasonDemoSettings.problems),
-            fresh=args.fresh,
-        )
-    )
-
-
-def _rlvr(args: argparse.Namespace) -> None:
-    from negpo.lab.rlvr_demo import RlvrSettings, run_rlvr_demo
-
-    run_rlvr_demo(
-        RlvrSettings(
-            out=getattr(args, "out", RlvrSettings.out),
-            seeds=tuple(args.seeds),
-            size=args.size,
-            methods=tuple(args.methods) if args.methods else RlvrSettings.methods,
-            steps=args.steps,
-            engine=args.engine,
-            problems=getattr(args, "problems", RlvrSettings.problems),
-            samples=args.samples,
-            workers=args.workers,
-            fresh=args.fresh,
-        )
-    )
-
-
-def _prefer(args: argparse.Namespace) -> None:
-    from negpo.lab.prefer_demo import PreferDemoSettings, run_prefer_demo
-
-    run_prefer_demo(
-        PreferDemoSettings(
-            out=getattr(args, "out", PreferDemoSettings.out),
-            seeds=tuple(args.seeds),
-            size=args.size,
-            methods=tuple(args.methods) if args.methods else PreferDemoSettings.methods,
-            workers=args.workers,
-            fresh=args.fresh,
-        )
-    )
+    module, settings, function = JOBS[args.job]
+    home = import_module(f"negpo.lab.{module}")
+    if args.job == "reason":
+        if len(args.seeds) != 1:
+            raise ConfigError(
+                f"demo reason takes one seed, got {len(args.seeds)}: their problems differ, run them apart"
+            )
+        args.seed = args.seeds[0]
+    kind = getattr(home, settings)
+    given = {
+        name: value for name, value in vars(args).items() if value is not None and name in kind.__dataclass_fields__
+    }
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    getattr(home, function)(kind(**given))
+    return 0

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     if len(args.results) > 1:
         raise ConfigError(f"{first} holds no reasoning run, and only those are compared; give one folder")
     from negpo.report import render_report
-    from negpo.report.terminal import print_summary
+    from negpo.report.unlearning import print_summary
 
     print_summary(first, render_report(first, args.out))
     return 0

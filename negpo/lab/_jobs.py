@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PROGRESS_MARK = "@@progress"
+CHILD = "NEGPO_LAB_CHILD"  # environment variable: somebody reads this process's progress lines
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
@@ -45,12 +46,12 @@ def single_thread_environment() -> dict[str, str]:
     """Environment of a child: one compute thread, no network, this very package."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     path = os.pathsep.join(filter(None, [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]))
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", CHILD: "1"}
     return {**os.environ, **threads, **offline, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int, title: str) -> None:
-    """Run `jobs`, at most `workers` at once, until all have ended.
+    """Run `jobs`, at most `workers` at once, until all have ended. Within a child, they move the bar of the child.
 
     Raises:
         NegpoError: at least one job failed; names it, its log file and the last lines of it. The others still finish.
@@ -61,14 +62,16 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, title: str) -> None:
     running: list[subprocess.Popen] = []
     slots = threading.Semaphore(workers)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-    with Progress(*columns, disable=not jobs) as progress:
+    nested = CHILD in os.environ
+    with Progress(*columns, disable=nested or not jobs) as progress:
 
         def work(job: Job) -> None:
             with slots:
-                bar = progress.add_task(f"{title} {job.name}", total=None, text="starting")
+                name = f"{title} {job.name}".strip()
+                bar = progress.add_task(name, total=None, text="starting")
                 child = _start(job)
                 running.append(child)
-                status = _follow(child, job, partial(_move, progress, bar))
+                status = _follow(child, job, partial(_forward, name) if nested else partial(_move, progress, bar))
                 progress.update(bar, text="failed" if status else "done", visible=True)
                 if status:
                     failures.append(f"{job.name} ended with status {status}; the end of {job.log}:\n{_tail(job.log)}")
@@ -110,6 +113,10 @@ def _follow(child: subprocess.Popen, job: Job, on_progress: Callable[[int, int, 
 
 def _move(progress: Progress, bar: TaskID, done: int, total: int, text: str) -> None:
     progress.update(bar, completed=done, total=total, text=text)
+
+
+def _forward(name: str, done: int, total: int, text: str) -> None:
+    report_progress(done, total, f"{name}: {text}")
 
 
 def _tail(path: Path, lines: int = 15) -> str:

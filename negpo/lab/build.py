@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from negpo.data.io import atomic_write
 from negpo.data.rows import fingerprint_rows
@@ -21,7 +22,7 @@ from negpo.lab.tofu_world import tofu_world
 from negpo.lab.world import SIZES, World, make_world
 
 # What a cached lab depends on, beside the sizes below and the rows of a world read from files.
-LAB_SOURCES = ("templates.py", "facts.py", "world.py", "_models.py", "stages.py")
+LAB_SOURCES = ("templates.py", "world.yaml", "world.py", "_models.py", "stages.py")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,20 @@ def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default", tofu: s
     Raises:
         ConfigError: unknown `size`.
     """
+    paths, world, settings = plan_lab(out_dir, seed, size, tofu)
+
+    def fill(folder: Path) -> dict:
+        seconds = _build(LabPaths(folder, paths.forget), world, ModelSize(**settings["model"]), seed)
+        return {**settings, "size": "tofu" if tofu else size, "forget": paths.forget, "seconds": seconds}
+
+    build_once(paths.root, fill)
+    return paths
+
+
+def plan_lab(
+    out_dir: str | Path, seed: int, size: str, tofu: str | Path | None = None
+) -> tuple[LabPaths, World, dict[str, Any]]:
+    """Where `build_lab` puts the lab, its world, and everything it is a function of; builds nothing."""
     if size not in SIZES:
         raise ConfigError(f"lab size {size!r} is unknown; choose one of {', '.join(SIZES)}")
     if tofu is None:
@@ -99,17 +114,10 @@ def build_lab(out_dir: str | Path, seed: int = 0, size: str = "default", tofu: s
     else:
         world, size, forget = tofu_world(tofu), "tofu", 1
         described = {"rows": fingerprint_rows([*world.splits["full"], *world.pretraining])}
-    model_size = MODEL_SIZES[size]
-    settings = {"seed": seed, "world": described, "model": asdict(model_size), "source": source_hash(LAB_SOURCES)}
+    settings = {"seed": seed, "world": described, "model": asdict(MODEL_SIZES[size])}
+    settings |= {"source": source_hash(LAB_SOURCES)}
     root = Path(out_dir) / f"{size}-seed{seed}-{settings_key(settings)}"
-    paths = LabPaths(root, forget=f"forget{forget:02d}")
-
-    def fill(folder: Path) -> dict:
-        seconds = _build(LabPaths(folder, paths.forget), world, model_size, seed)
-        return {**settings, "size": size, "forget": paths.forget, "seconds": seconds}
-
-    build_once(root, fill)
-    return paths
+    return LabPaths(root, forget=f"forget{forget:02d}"), world, settings
 
 
 def _build(paths: LabPaths, world: World, size: ModelSize, seed: int) -> dict[str, float]:

@@ -28,6 +28,7 @@ from negpo.lab._jobs import report_progress
 from negpo.lab._models import Schedule, train_lm
 from negpo.lab.arithmetic import CHANGE, LARGEST, PROMPT, SMALLEST, ArithmeticProblem, worked
 from negpo.lab.arithmetic_build import ArithmeticLabPaths, encode
+from negpo.lab.experiment import Run, build_trainer
 from negpo.lab.prefer_measure import Question, measure_answers
 
 SOURCES = ("distill_lab.py", "prefer_measure.py")
@@ -248,14 +249,10 @@ def write_sets(
 
 def train_stage1(lab: DistillLab, seed: int, size: DistillSize) -> Any:
     """SFT on the right traces with the shipped recipe, from `start` to `student`; returns the model."""
-    from negpo.trainers import _script as script_module
-
     arguments = ["--config", STAGE1, "--model_name_or_path", str(lab.root / "start"), "--seed", str(seed)]
     arguments += ["--dataset", str(lab.data(RIGHT_TRACES)), "--output_dir", str(lab.model)]
     arguments += ["--max_steps", str(size.stage1_steps)] if size.stage1_steps else []
-    script, config = script_module.parse("sft", arguments)
-    config.disable_tqdm, config.report_to = True, []
-    trainer = script_module.build("sft", script, config)
+    trainer = build_trainer(Run("stage1", "SFT on right traces", "sft", STAGE1), arguments)
     trainer.train()
     trainer.save_model()
     return trainer.model

@@ -1,62 +1,39 @@
-"""Child processes of `negpo demo prefer`: build the labs of a seed, or train with a few methods and measure on the way.
-
-`python -m negpo.lab.prefer_runs labs OUT SEED SIZE` builds the arithmetic lab, and both labs of the demo on it.
-`python -m negpo.lab.prefer_runs train OUT SEED SIZE RUN...` trains the named runs one after the other. Every run ends
-with its `results.json`, written last and in one piece: a run that has it is finished, any other is done again.
-"""
+"""The runs of `negpo demo prefer`: build the labs of a seed, train with one method and measure on the way."""
 
 from __future__ import annotations
 
-import shutil
-import signal
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from negpo.data.io import atomic_write_json
+from negpo.configs import recipe_path
 from negpo.lab import dispreference_lab, distill_lab
+from negpo.lab._cache import source_hash
 from negpo.lab._jobs import report_progress
 from negpo.lab.arithmetic_build import build_arithmetic_lab
 from negpo.lab.dispreference_lab import IMPOLITE, POLITE, DispreferenceLab, build_dispreference_lab, is_harmful
 from negpo.lab.distill_lab import DistillLab, build_distill_lab
+from negpo.lab.experiment import Plan, Run, build_trainer, by_name, describe, watch_steps
 from negpo.lab.prefer_measure import Divergence, measure_answers
-from negpo.lab.runs import shown_settings
-from negpo.report.results import RUN_FILE
 
 DISTILL, DISPREFER = "distill", "disprefer"
 POINTS = 6  # measurements along a run, the last one at its end
-REFERENCE = "reference"
+SOURCES = ("arithmetic.py", "arithmetic_build.py", "_models.py", "distill_lab.py", "dispreference_lab.py")
+SOURCES += ("prefer_runs.py", "prefer_measure.py")
 
-
-@dataclass(frozen=True)
-class PreferRun:
-    """One line of the demo. `data`: name of a file of the part's lab."""
-
-    name: str
-    title: str
-    part: str
-    method: str
-    recipe: str
-    data: str
-
-
-RUNS = {
-    run.name: run
-    for run in (
-        PreferRun("sft", "SFT, right traces only", DISTILL, "sft", "sft/lab", distill_lab.RIGHT_TRACES),
-        PreferRun("dpo", "DPO", DISTILL, "dpo", "dpo/lab", distill_lab.PAIRS),
-        PreferRun("simpo", "SimPO", DISTILL, "simpo", "simpo/lab", distill_lab.PAIRS),
-        PreferRun("redi_symmetric", "REDI, alpha 1", DISTILL, "redi", "redi/lab_symmetric", distill_lab.PAIRS),
-        PreferRun("redi", "REDI, alpha 0.8", DISTILL, "redi", "redi/lab", distill_lab.PAIRS),
-        PreferRun("d2o", "D2O, negatives only", DISPREFER, "d2o", "d2o/lab", "negatives"),
-        PreferRun("dpo_noisy", "DPO, noisy positives", DISPREFER, "dpo", "dpo/lab_noisy", "pairs"),
-        PreferRun("npo", "NPO", DISPREFER, "npo", "npo/lab_harm", "forget"),
-        PreferRun("ga", "GA", DISPREFER, "ga", "ga/lab_harm", "forget"),
-    )
-}
+# `data`: name of a file of the part's lab
+RUNS = by_name(
+    Run("sft", "SFT, right traces only", "sft", "sft/lab", DISTILL, distill_lab.RIGHT_TRACES),
+    Run("dpo", "DPO", "dpo", "dpo/lab", DISTILL, distill_lab.PAIRS),
+    Run("simpo", "SimPO", "simpo", "simpo/lab", DISTILL, distill_lab.PAIRS),
+    Run("redi_symmetric", "REDI, alpha 1", "redi", "redi/lab_symmetric", DISTILL, distill_lab.PAIRS),
+    Run("redi", "REDI, alpha 0.8", "redi", "redi/lab", DISTILL, distill_lab.PAIRS),
+    Run("d2o", "D2O, negatives only", "d2o", "d2o/lab", DISPREFER, "negatives"),
+    Run("dpo_noisy", "DPO, noisy positives", "dpo", "dpo/lab_noisy", DISPREFER, "pairs"),
+    Run("npo", "NPO", "npo", "npo/lab_harm", DISPREFER, "forget"),
+    Run("ga", "GA", "ga", "ga/lab_harm", DISPREFER, "forget"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +43,24 @@ class Labs:
     distill: DistillLab
     disprefer: DispreferenceLab
 
-    def of(self, run: PreferRun) -> DistillLab | DispreferenceLab:
+    def of(self, run: Run) -> DistillLab | DispreferenceLab:
         return self.distill if run.part == DISTILL else self.disprefer
+
+
+@dataclass(frozen=True)
+class PreferPlan(Plan):
+    """The runs of one seed's labs."""
+
+    def prepare(self) -> None:
+        build_labs(Path(self.out), self.seed, self.size)
+
+    def depends(self, name: str) -> dict[str, Any]:
+        stage1 = recipe_path(distill_lab.STAGE1).read_text(encoding="utf-8")
+        own = {"seed": self.seed, "size": self.size, "recipe": RUNS[name].recipe_text}
+        return own | {"source": source_hash(SOURCES), "stage1": stage1}
+
+    def perform(self, name: str, folder: Path) -> dict[str, Any]:
+        return train(RUNS[name], build_labs(Path(self.out), self.seed, self.size), folder, self.seed, self.size)
 
 
 def build_labs(out: Path, seed: int, size: str) -> Labs:
@@ -81,7 +74,7 @@ def build_labs(out: Path, seed: int, size: str) -> Labs:
     return Labs(distill, disprefer)
 
 
-def train_arguments(run: PreferRun, labs: Labs, out: Path, seed: int) -> list[str]:
+def train_arguments(run: Run, labs: Labs, out: Path, seed: int) -> list[str]:
     """What follows `negpo train METHOD` on the command line to repeat `run` by hand."""
     lab = labs.of(run)
     dataset = "--forget_dataset" if run.method in ("ga", "npo") else "--dataset"
@@ -92,7 +85,7 @@ def train_arguments(run: PreferRun, labs: Labs, out: Path, seed: int) -> list[st
 class Meter:
     """Measures a model of one part on the held-out questions of its lab."""
 
-    def __init__(self, run: PreferRun, labs: Labs, size: str, tokenizer: Any):
+    def __init__(self, run: Run, labs: Labs, size: str, tokenizer: Any):
         from transformers import AutoModelForCausalLM
 
         self.tokenizer, self.lab, self.divergence = tokenizer, labs.of(run), {}
@@ -117,65 +110,30 @@ class Meter:
         return {"step": step, **found, "kl": divergence}
 
 
-def make_callback(run: PreferRun, meter: Meter, points: list[dict[str, Any]]) -> Any:
-    """A trainer callback that measures `POINTS` times along the run and appends to `points`."""
-    from transformers import TrainerCallback
-
-    class Measure(TrainerCallback):
-        def on_step_end(self, args, state, control, model=None, **kwargs):
-            every = max(1, state.max_steps // POINTS)
-            if (state.global_step % every == 0 and state.max_steps - state.global_step >= every // 2) or (
-                state.global_step == state.max_steps
-            ):
-                points.append(meter.measure(model, state.global_step))
-            report_progress(state.global_step, state.max_steps, run.title)
-
-    return Measure()
-
-
-def train(run: PreferRun, labs: Labs, out: Path, seed: int, size: str, overrides: Sequence[str] = ()) -> None:
-    """Train one run with the shipped trainer and recipe and write `out/<run>/results.json` and `out/<run>/model`."""
-    from negpo.trainers import _script as script_module
-
-    folder = out / run.name
-    shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt
-    arguments = [*train_arguments(run, labs, folder / "model", seed), *overrides]
+def train(run: Run, labs: Labs, folder: Path, seed: int, size: str) -> dict[str, Any]:
+    """Train one run with the shipped trainer and recipe; writes `folder/model` and returns its result."""
+    arguments = train_arguments(run, labs, folder / "model", seed)
     arguments += ["--max_steps", "2"] if size == "tiny" else []
-    script, config = script_module.parse(run.method, arguments)
-    config.disable_tqdm, config.report_to, config.save_strategy = True, [], "no"
-    trainer = script_module.build(run.method, script, config)
-    meter, points = Meter(run, labs, size, trainer.processing_class), []
+    trainer = build_trainer(run, arguments)
+    meter = Meter(run, labs, size, trainer.processing_class)
     before = time.perf_counter()
-    points.append(meter.measure(trainer.model, 0))
-    trainer.add_callback(make_callback(run, meter, points))
+    points = [meter.measure(trainer.model, 0)]
+
+    def look(state: Any, model: Any) -> str:
+        every = max(1, state.max_steps // POINTS)
+        early = state.global_step % every == 0 and state.max_steps - state.global_step >= every // 2
+        if early or state.global_step == state.max_steps:
+            points.append(meter.measure(model, state.global_step))
+        return run.title
+
+    watch_steps(trainer, look)
     trainer.train()
     trainer.save_model()
-    content = {
-        **asdict(run),
+    return {
+        **describe(run, arguments, trainer),
         "seed": seed,
         "lab": labs.of(run).summary,
-        "command": ["negpo", "train", run.method, *arguments],
-        "config": {key: value for key, value in config.to_dict().items() if key in shown_settings(run.method)},
         "questions": [asdict(question) for question in meter.questions],
         "points": points,
-        "training_log": trainer.state.log_history,
         "seconds": time.perf_counter() - before,
     }
-    atomic_write_json(folder / RUN_FILE, content, indent=None)
-
-
-def main(arguments: list[str]) -> None:
-    # an interrupted parent terminates its children: end as Python code does, so that theirs are ended too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    command, out, seed, size, *names = arguments
-    labs = build_labs(Path(out), int(seed), size)
-    if command == "train":
-        import torch
-
-        torch.set_num_threads(1)
-        for name in names:
-            train(RUNS[name], labs, Path(out) / f"seed{seed}", int(seed), size)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -9,20 +9,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError
-from negpo.lab._jobs import Job, run_jobs
 from negpo.lab.arithmetic_build import ArithmeticLabPaths, build_arithmetic_lab
+from negpo.lab.evaluate import lab_card, sample_tests, test_problems
+from negpo.lab.experiment import Plan, run_plans
+from negpo.report._base import Cell, Table, print_tables
 
 if TYPE_CHECKING:
     from negpo.rollout import RolloutEngine
 
-GREEDY_FILE = "greedy.json"
+SUMMARY_FILE, GREEDY_FILE = "reason.json", "greedy.json"
 VERIFIER_WORKERS = 1  # the other core; identical answers are graded once
 
 
@@ -40,6 +41,26 @@ class ReasonDemoSettings:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.problems < 1:
             raise ConfigError(f"samples={self.samples} and problems={self.problems} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ReasonPlan(Plan):
+    """One reasoning run per engine, in a folder named by lab and settings: a run of others is never continued."""
+
+    lab: str
+    samples: int
+    problems: int
+    continues: ClassVar[bool] = True
+
+    @property
+    def place(self) -> Path:
+        return Path(self.out) / f"{Path(self.lab).name}-{self.problems}x{self.samples}"
+
+    def depends(self, name: str) -> dict[str, Any]:
+        return {"lab": Path(self.lab).name, "samples": self.samples, "problems": self.problems}
+
+    def perform(self, name: str, folder: Path) -> dict[str, Any]:
+        return evaluate(name, ArithmeticLabPaths(Path(self.lab)), folder, self.samples, self.problems)
 
 
 @dataclass(frozen=True)
@@ -68,29 +89,16 @@ def run_reason_demo(settings: ReasonDemoSettings) -> Path:
     if settings.fresh:
         shutil.rmtree(settings.out, ignore_errors=True)
     lab = build_arithmetic_lab(settings.out / "labs", settings.seed, settings.size)
-    # settings are part of the name: a run of another lab or another number of samples is never continued
-    place = settings.out / f"{lab.root.name}-{settings.problems}x{settings.samples}"
-    engines = usable_engines()
-    jobs = [_job(engine, lab, place, settings) for engine in engines]
-    run_jobs(jobs, workers=1, title="sampling with")
-    results = [read_result(place / engine) for engine in engines]
-    report = render_reasoning_report([place / engine for engine in engines], settings.out / "report.html")
-    atomic_write_json(
-        settings.out / "reason.json",
-        {
-            "lab": lab.root.name,
-            "tokens_per_second": {result.name: result.tokens_per_second for result in results},
-            "greedy_differences": differing_answers(results),
-        },
-    )
+    numbers = (settings.samples, settings.problems)
+    plan = ReasonPlan(str(settings.out), settings.seed, settings.size, str(lab.root), *numbers)
+    seconds = run_plans([plan], usable_engines(), workers=1, summary=settings.out / SUMMARY_FILE)
+    results = [read_result(plan.place / engine) for engine in usable_engines()]
+    report = render_reasoning_report([plan.place / one.name for one in results], settings.out / "report.html")
+    content = {"lab": lab.root.name, "seconds": seconds, "greedy_differences": differing_answers(results)}
+    content["tokens_per_second"] = {result.name: result.tokens_per_second for result in results}
+    atomic_write_json(settings.out / SUMMARY_FILE, content)
     _print_results(results, report)
     return report
-
-
-def _job(engine: str, lab: ArithmeticLabPaths, place: Path, settings: ReasonDemoSettings) -> Job:
-    numbers = (str(settings.samples), str(settings.problems))
-    arguments = (engine, str(lab.root), str(place / engine), *numbers)
-    return Job(engine, "negpo.lab.reason_demo", arguments, place / "logs" / f"{engine}.log")
 
 
 def read_result(folder: Path) -> EngineResult:
@@ -112,47 +120,26 @@ def differing_answers(results: list[EngineResult]) -> dict[str, list[int]]:
     }
 
 
-def evaluate(engine_name: str, lab: ArithmeticLabPaths, folder: Path, samples: int, problem_count: int) -> None:
+def evaluate(
+    engine_name: str, lab: ArithmeticLabPaths, folder: Path, samples: int, problem_count: int
+) -> dict[str, Any]:
     """Child process: one reasoning run and the greedy answers to the same problems, both in `folder`."""
-    import torch
     from transformers import AutoTokenizer
 
-    from negpo.data.problems import custom_benchmark, read_problems
-    from negpo.data.protocols import find_protocol
-    from negpo.eval.reasoning import ReasoningRun
-    from negpo.models import hash_tokenizer
     from negpo.rewards import VerifierPool
     from negpo.rollout import make_engine
-    from negpo.versions import versions
 
-    torch.set_num_threads(1)
-    bench, source = custom_benchmark(lab.benchmark)
-    problems = read_problems(source, bench)[:problem_count]
-    tokenizer = AutoTokenizer.from_pretrained(lab.model)
-    card = find_protocol("lab").with_overrides(n=samples)
-    manifest = {"model_name": "arithmetic lab", "model": lab.root.name, "versions": versions()}
-    manifest |= {"tokenizer": hash_tokenizer(tokenizer)}
-    engine = make_engine(engine_name, str(lab.model), tokenizer)
-    pool = VerifierPool(workers=VERIFIER_WORKERS)
+    tokenizer, card = AutoTokenizer.from_pretrained(lab.model), lab_card(samples)
+    engine, pool = make_engine(engine_name, str(lab.model), tokenizer), VerifierPool(workers=VERIFIER_WORKERS)
+    sizes: dict[str, Any] = {"samples": samples, "problems": problem_count}
     try:
-        run = ReasoningRun(
-            engine,
-            tokenizer,
-            problems,
-            bench.name,
-            card,
-            folder,
-            manifest=manifest,
-            kind=bench.kind,
-            pool=pool,
-            show_progress=False,
-        )
-        run.run()
-        prompts = [card.render(tokenizer, problem.question) for problem in problems]
+        sample_tests(lab, engine, tokenizer, folder, pool=pool, names=("arithmetic lab", lab.root.name), **sizes)
+        prompts = [card.render(tokenizer, problem.question) for problem in test_problems(lab, problem_count)]
         atomic_write_json(folder / GREEDY_FILE, greedy_answers(engine, prompts, card.max_new_tokens))
     finally:
         pool.close()
         engine.close()
+    return {"name": engine_name, **sizes}
 
 
 def greedy_answers(engine: RolloutEngine, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
@@ -164,35 +151,25 @@ def greedy_answers(engine: RolloutEngine, prompts: list[list[int]], max_new_toke
 
 
 def _print_results(results: list[EngineResult], report: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(_curve_table(results))
+    print_tables({"pass@k with 95 % interval": _curve_table(results)})
     for result in results:
         levels = ", ".join(f"{name} {row['value']:.2f}" for name, row in result.summary["by_level"].items())
-        console.print(f"{result.name}: solved by level: {levels}; {result.tokens_per_second:,.0f} tokens per second")
+        print(f"{result.name}: solved by level: {levels}; {result.tokens_per_second:,.0f} tokens per second")
     differences = differing_answers(results)
     for name, positions in differences.items():
         verdict = "all agree" if not positions else f"{len(positions)} differ, first at problem {positions[0]}"
-        console.print(f"greedy answers of {name} against {results[0].name}: {verdict}")
+        print(f"greedy answers of {name} against {results[0].name}: {verdict}")
     if not differences:
-        console.print("greedy answers: only one engine is installed (vLLM is not), nothing to compare")
-    console.print(f"report: {report}", soft_wrap=True)
+        print("greedy answers: only one engine is installed (vLLM is not), nothing to compare")
+    print(f"report: {report}")
 
 
-def _curve_table(results: list[EngineResult]) -> Any:
-    from rich.table import Table
-
-    table = Table("k", *(result.name for result in results), title="pass@k with 95 % interval", title_justify="left")
+def _curve_table(results: list[EngineResult]) -> Table:
+    rows = []
     for entries in zip(*(result.summary["pass_at_k"] for result in results), strict=True):
         cells = [
             f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})" if "value" in entry else "unknown"
             for entry in entries
         ]
-        table.add_row(str(entries[0]["k"]), *cells)
-    return table
-
-
-if __name__ == "__main__":
-    name, lab_root, run_folder, sample_count, first_problems = sys.argv[1:]
-    evaluate(name, ArithmeticLabPaths(Path(lab_root)), Path(run_folder), int(sample_count), int(first_problems))
+        rows.append([Cell(text) for text in (str(entries[0]["k"]), *cells)])
+    return Table(["k", *(result.name for result in results)], rows)

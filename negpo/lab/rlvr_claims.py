@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from negpo.eval.bootstrap import Floats, estimate
+from negpo.lab.claims import Claim, Part
 from negpo.lab.rlvr_estimates import (
     BASE,
     GROUP,
-    Estimate,
-    Floats,
     Results,
     all_wrong_shares,
     area_values,
@@ -21,7 +20,6 @@ from negpo.lab.rlvr_estimates import (
     drop_values,
     entropy_against,
     entropy_at_equal_accuracy,
-    estimate,
     fall_at_accuracy_of,
     first_and_last,
     pass_values,
@@ -30,52 +28,6 @@ from negpo.lab.rlvr_estimates import (
 
 KEPT_ENTROPY = 0.8  # share of the entropy before training that counts as kept
 LOSS_MARGIN = 0.02  # pass@k below which a loss is not told from none
-
-
-@dataclass(frozen=True)
-class Part:
-    """One measurable statement: the estimate lies above (or below) `bound`."""
-
-    text: str
-    estimate: Estimate
-    bound: float
-    above: bool
-
-    @property
-    def verdict(self) -> str:
-        """`holds` or `fails` where the whole interval is on one side of the bound, else `open`."""
-        low, high = self.estimate.low, self.estimate.high
-        sides = (low > self.bound, high < self.bound)
-        holds, fails = sides if self.above else sides[::-1]
-        return "holds" if holds else "fails" if fails else "open"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a paper leads one to expect, and how its parts came out here."""
-
-    title: str
-    parts: tuple[Part, ...]
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def tone(self) -> str:
-        found = {part.verdict for part in self.parts}
-        return "good" if found == {"holds"} else "bad" if found == {"fails"} else "warn"
-
-    @property
-    def headline(self) -> str:
-        counts = [sum(part.verdict == verdict for part in self.parts) for verdict in ("holds", "open", "fails")]
-        if counts[0] == len(self.parts):
-            return "Reproduced"
-        if counts[2] == len(self.parts):
-            return "Not reproduced"
-        if counts[1] == len(self.parts):
-            return "Undecided: the interval includes both"
-        names = ("hold", "undecided", "do not hold")
-        return ", ".join(
-            f"{count} of {len(self.parts)} {name}" for count, name in zip(counts, names, strict=True) if count
-        )
 
 
 def claims(results: Results) -> list[Claim]:

@@ -1,8 +1,8 @@
 """From the runs of `negpo demo rlvr` to estimates with intervals.
 
 Every quantity is first a value per test problem, so that all methods are compared on the same problems of the same
-seed. Intervals come from a bootstrap in two levels: seeds with replacement, then problems within each; with one seed
-only the problems are drawn. The estimate of one problem already carries the noise of its samples.
+seed. Intervals are those of `negpo.eval.bootstrap`, over seeds and problems within each. The estimate of one problem
+already carries the noise of its samples.
 """
 
 from __future__ import annotations
@@ -14,31 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from negpo.eval.bootstrap import Estimate, Floats, estimate
 from negpo.eval.passk import default_ks, pass_at_k_curve
 from negpo.report.results import RUN_FILE
 
 BASE = "base"
 GROUP = 16  # answers per group in the lab recipes; says how often a group of a level is all wrong
-DRAWS = 4000
-
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]  # (..., C) means of columns -> (...)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds with its 95 % interval, and the value of every seed."""
-
-    value: float
-    low: float
-    high: float
-    seeds: tuple[float, ...]
-
-    def text(self, form: str = "{:+.3f}") -> str:
-        """`value (low to high)`."""
-        return f"{form.format(self.value)} ({form.format(self.low)} to {form.format(self.high)})"
 
 
 @dataclass(frozen=True)
@@ -116,32 +98,6 @@ def change_values(run: Mapping[str, Any], kind: str) -> Floats:
 # ---- estimates -------------------------------------------------------------------------------------------------------
 
 
-def first_column(means: Floats) -> Floats:
-    return means[..., 0]
-
-
-def estimate(tables: Sequence[Floats], statistic: Statistic = first_column, *, draws: int = DRAWS) -> Estimate:
-    """Mean over seeds of `statistic` of column means, with the interval of the two-level bootstrap.
-
-    Args:
-        tables: one (P, C) per seed; rows are problems, columns what the statistic combines. Empty ones do not count;
-            if all are empty, the estimate is NaN.
-    """
-    tables = [table for table in tables if len(table)]
-    if not tables:
-        return Estimate(np.nan, np.nan, np.nan, ())
-    rng = np.random.default_rng(0)
-    means = []  # per seed (draws, C)
-    for table in tables:
-        counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws)
-        means.append(counts @ table / len(table))
-    each = np.stack([statistic(mean) for mean in means])  # (S, draws)
-    chosen = rng.integers(len(tables), size=(len(tables), draws))
-    low, high = np.quantile(np.take_along_axis(each, chosen, 0).mean(0), [0.025, 0.975])
-    values = tuple(float(statistic(table.mean(0))) for table in tables)
-    return Estimate(float(np.mean(values)), float(low), float(high), values)
-
-
 def curve(results: Results, name: str, level: str | None = None) -> list[Estimate]:
     """pass@k of one run for every k of `results.ks`."""
     tables = [pass_values(run, results.ks, level) for run in results.runs(name)]
@@ -156,14 +112,14 @@ def compare(results: Results, first: str, second: str, values: Callable[[Any], F
 
 def entropy(results: Results, name: str) -> Estimate:
     """Entropy per token in nats on the test problems."""
-    return estimate([entropy_values(run) for run in results.runs(name)], lambda means: means[..., 0] / means[..., 1])
+    return estimate([entropy_values(run) for run in results.runs(name)], lambda means: means[:, 0] / means[:, 1])
 
 
 def entropy_against(results: Results, first: str, second: str) -> Estimate:
     """Ratio of the entropies per token of two runs."""
     pairs = zip(results.runs(first), results.runs(second), strict=True)
     tables = [np.hstack([entropy_values(one), entropy_values(other)]) for one, other in pairs]
-    return estimate(tables, lambda means: means[..., 0] / means[..., 1] / (means[..., 2] / means[..., 3]))
+    return estimate(tables, lambda means: means[:, 0] / means[:, 1] / (means[:, 2] / means[:, 3]))
 
 
 def all_wrong_shares(results: Results) -> dict[str, float]:

@@ -1,58 +1,67 @@
-"""Child processes of the demo: measure a model, or unlearn with one method and measure along the way.
-
-`python -m negpo.lab.runs measure LAB FORGET OUT` evaluates the lab's retain model, then its target.
-`python -m negpo.lab.runs unlearn LAB FORGET OUT SEED EVERY RUN...` trains the named runs one after the other. Every run
-ends with its `results.json`, written last and in one piece: a run that has it is finished, any other is done again.
-"""
+"""The runs of `negpo demo`: measure target and retain model, or unlearn with one method and measure along the way."""
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from negpo.data.io import atomic_write_json
-from negpo.eval.retain_log import RetainLog
-from negpo.eval.tofu import TofuData, TofuResult, TofuSettings, evaluate_tofu, load_tofu
-from negpo.lab._jobs import report_progress
-from negpo.lab.build import LabPaths
-from negpo.report.results import RUN_FILE, pick_examples
+from negpo.lab.build import LabPaths, build_lab, plan_lab
+from negpo.lab.experiment import Plan, Run, build_trainer, by_name, describe, watch_steps
+from negpo.report.results import pick_examples
+
+if TYPE_CHECKING:
+    from negpo.eval.retain_log import RetainLog
+    from negpo.eval.tofu import TofuData, TofuResult
 
 RETAIN_LOG = "retain_log.json"
+RETAIN = "retain"  # `Run.data` of runs that use retain rows
+
+RUNS = by_name(
+    Run("ga", "GA", "ga", "ga/lab"),
+    Run("graddiff", "GradDiff (GA + retain)", "graddiff", "graddiff/lab", data=RETAIN),
+    Run("npo", "NPO + retain", "npo", "npo/lab", data=RETAIN),
+    Run("npo_no_retain", "NPO, no retain data", "npo", "npo/lab_no_retain"),
+    Run("simnpo", "SimNPO + retain", "simnpo", "simnpo/lab", data=RETAIN),
+    Run("catnip", "CATNIP, no retain data", "catnip", "catnip/lab"),
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One line of the demo: which method, which shipped recipe, and whether retain rows are used."""
+class UnlearnPlan(Plan):
+    """The runs of one lab. `every`: optimiser steps between evaluations; `tofu`: see `build_lab`."""
 
-    name: str
-    title: str
-    method: str
-    recipe: str
-    retain: bool
+    every: int
+    tofu: str | None = None
+    first: ClassVar[tuple[str, ...]] = ("retain", "target")
+
+    @property
+    def lab(self) -> LabPaths:
+        return _lab(self)
+
+    def prepare(self) -> None:
+        build_lab(Path(self.out) / "labs", self.seed, self.size, self.tofu)
+
+    def depends(self, name: str) -> dict[str, Any]:
+        lab = {"lab": self.lab.root.name}
+        return lab if name in self.first else lab | {"every": self.every, "recipe": RUNS[name].recipe_text}
+
+    def perform(self, name: str, folder: Path) -> dict[str, Any]:
+        return measure_reference(self, name) if name in self.first else unlearn(RUNS[name], self, folder)
 
 
-RUNS = {
-    run.name: run
-    for run in (
-        Run("ga", "GA", "ga", "ga/lab", retain=False),
-        Run("graddiff", "GradDiff (GA + retain)", "graddiff", "graddiff/lab", retain=True),
-        Run("npo", "NPO + retain", "npo", "npo/lab", retain=True),
-        Run("npo_no_retain", "NPO, no retain data", "npo", "npo/lab_no_retain", retain=False),
-        Run("simnpo", "SimNPO + retain", "simnpo", "simnpo/lab", retain=True),
-        Run("catnip", "CATNIP, no retain data", "catnip", "catnip/lab", retain=False),
-    )
-}
+@lru_cache(maxsize=64)
+def _lab(plan: UnlearnPlan) -> LabPaths:
+    return plan_lab(Path(plan.out) / "labs", plan.seed, plan.size, plan.tofu)[0]
 
 
 def train_arguments(run: Run, lab: LabPaths, out: Path, seed: int) -> list[str]:
     """What follows `negpo train METHOD` on the command line to repeat `run` by hand."""
     arguments = ["--config", run.recipe, "--model_name_or_path", str(lab.target), "--forget_dataset", str(lab.data)]
     arguments += ["--forget_name", lab.forget, "--output_dir", str(out), "--seed", str(seed)]
-    if run.retain:
+    if run.data == RETAIN:
         percent = int(lab.forget.removeprefix("forget"))
         arguments += ["--retain_dataset", str(lab.data), "--retain_name", f"retain{100 - percent}"]
     return arguments
@@ -62,6 +71,8 @@ def measure(
     lab: LabPaths, model: Any, tokenizer: Any, data: TofuData, retain_log: RetainLog | None = None
 ) -> TofuResult:
     """The demo's evaluation: the whole TOFU harness with a short generation budget."""
+    from negpo.eval.tofu import TofuSettings, evaluate_tofu
+
     settings = TofuSettings(max_new_tokens=lab.manifest["model"]["max_new_tokens"])
     return evaluate_tofu(model, tokenizer, data, settings, retain_log=retain_log, name="lab")
 
@@ -78,119 +89,67 @@ def point(step: int, result: TofuResult) -> dict[str, Any]:
     }
 
 
-def measure_references(lab: LabPaths, out: Path) -> None:
-    """Evaluate the retain model, whose log everything else is compared with, and the target."""
+def measure_reference(plan: UnlearnPlan, name: str) -> dict[str, Any]:
+    """Evaluate the retain model, whose log everything else is compared with, or the target."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    data = load_tofu(lab.data, lab.forget)
-    log: RetainLog | None = None
-    for name, folder in (("retain", lab.retain), ("target", lab.target)):
-        started = time.perf_counter()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        result = measure(lab, AutoModelForCausalLM.from_pretrained(folder), tokenizer, data, log)
-        if log is None:
-            log = result.retain_log()
-            log.save(out / RETAIN_LOG)
-        content: dict[str, Any] = {"name": name, "trajectory": [point(0, result)], "manifest": result.manifest}
-        content |= {"examples": pick_examples(result.per_item)}
-        content |= {"seconds": {"evaluation": time.perf_counter() - started}}
-        atomic_write_json(out / name / RUN_FILE, content)
+    from negpo.eval.retain_log import RetainLog
+    from negpo.eval.tofu import load_tofu
+
+    started, lab, retain_log = time.perf_counter(), plan.lab, plan.place / RETAIN_LOG
+    log = None if name == RETAIN else RetainLog.load(retain_log, forget=lab.forget, mode="open-unlearning")
+    model = AutoModelForCausalLM.from_pretrained(lab.root / name)
+    result = measure(lab, model, AutoTokenizer.from_pretrained(lab.root / name), load_tofu(lab.data, lab.forget), log)
+    if log is None:
+        result.retain_log().save(retain_log)
+    content = {"name": name, "trajectory": [point(0, result)], "manifest": result.manifest}
+    content |= {"examples": pick_examples(result.per_item)}
+    return content | {"seconds": {"evaluation": time.perf_counter() - started}}
 
 
 class Trajectory:
-    """Measures the model every few optimiser steps; `callback` goes into the trainer."""
+    """Measures the model every few optimiser steps: `look` is called after each."""
 
-    def __init__(self, run: Run, lab: LabPaths, tokenizer: Any, retain_log: RetainLog, every: int):
-        self.run, self.lab, self.tokenizer, self.retain_log, self.every = run, lab, tokenizer, retain_log, every
-        self.data = load_tofu(lab.data, lab.forget)
+    def __init__(self, run: Run, plan: UnlearnPlan, tokenizer: Any):
+        from negpo.eval.retain_log import RetainLog
+        from negpo.eval.tofu import load_tofu
+
+        self.run, self.lab, self.tokenizer, self.every = run, plan.lab, tokenizer, plan.every
+        self.retain_log = RetainLog.load(plan.place / RETAIN_LOG, forget=plan.lab.forget, mode="open-unlearning")
+        self.data = load_tofu(self.lab.data, self.lab.forget)
         self.points: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.last: TofuResult | None = None
 
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
-
-        trajectory = self
-
-        class Measure(TrainerCallback):
-            def on_step_end(self, args, state, control, model=None, **kwargs):
-                if state.global_step % trajectory.every == 0 or state.global_step == state.max_steps:
-                    trajectory.add(state.global_step, model)
-                report_progress(state.global_step, state.max_steps, f"{trajectory.run.name} {trajectory.summary()}")
-
-        return Measure()
-
-    def add(self, step: int, model: Any) -> None:
-        started = time.perf_counter()
-        self.last = measure(self.lab, model, self.tokenizer, self.data, self.retain_log)
-        self.points.append(point(step, self.last))
-        self.seconds += time.perf_counter() - started
-
-    def summary(self) -> str:
-        """Forget quality and utility of the last measurement, for the progress display."""
+    def look(self, state: Any, model: Any) -> str:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            started = time.perf_counter()
+            self.last = measure(self.lab, model, self.tokenizer, self.data, self.retain_log)
+            self.points.append(point(state.global_step, self.last))
+            self.seconds += time.perf_counter() - started
         if not self.points:
-            return ""
+            return self.run.name
         metrics = self.points[-1]["metrics"]
-        return f"forget quality {metrics['forget_quality']:.1e}, utility {metrics['model_utility']:.2f}"
+        quality = f"forget quality {metrics['forget_quality']:.1e}"
+        return f"{self.run.name} {quality}, utility {metrics['model_utility']:.2f}"
 
 
-def unlearn(run: Run, lab: LabPaths, out: Path, seed: int, every: int, overrides: tuple[str, ...] = ()) -> None:
-    """Train one run with the shipped trainer and recipe and write `out/<run>/results.json` and `out/<run>/model`."""
-    from negpo.trainers import _script as script_module
-
-    folder = out / run.name
-    shutil.rmtree(folder, ignore_errors=True)  # an unfinished attempt
-    arguments = train_arguments(run, lab, folder / "model", seed)
-    script, config = script_module.parse(run.method, [*arguments, *overrides])
-    config.disable_tqdm, config.report_to, config.save_strategy = True, [], "no"
-    trainer = script_module.build(run.method, script, config)
-    retain_log = RetainLog.load(out / RETAIN_LOG, forget=lab.forget, mode="open-unlearning")
-    trajectory = Trajectory(run, lab, trainer.processing_class, retain_log, every)
-    trainer.add_callback(trajectory.callback())
+def unlearn(run: Run, plan: UnlearnPlan, folder: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Train one run with the shipped trainer and recipe; writes `folder/model` and returns its result."""
+    arguments = [*train_arguments(run, plan.lab, folder / "model", plan.seed), *overrides]
+    trainer = build_trainer(run, arguments)
+    trajectory = Trajectory(run, plan, trainer.processing_class)
+    watch_steps(trainer, trajectory.look)
     started = time.perf_counter()
     trainer.train()
     seconds = {"training": time.perf_counter() - started - trajectory.seconds, "evaluation": trajectory.seconds}
     trainer.save_model()
     assert trajectory.last is not None, "the last step is always measured"
-    content = {
-        **asdict(run),
-        "command": ["negpo", "train", run.method, *arguments, *overrides],
-        "config": {key: value for key, value in config.to_dict().items() if key in shown_settings(run.method)},
+    return {
+        **describe(run, arguments, trainer),
+        "retain": run.data == RETAIN,
         "trajectory": trajectory.points,
-        "training_log": trainer.state.log_history,
         "examples": pick_examples(trajectory.last.per_item),
         "manifest": trajectory.last.manifest,
         "seconds": seconds,
     }
-    atomic_write_json(folder / RUN_FILE, content)
-
-
-def shown_settings(method: str) -> list[str]:
-    """Names of the settings a report lists: the optimiser's main ones and everything the method adds."""
-    from dataclasses import fields
-    from importlib import import_module
-
-    from transformers import TrainingArguments
-
-    from negpo.trainers import METHODS
-
-    module, _, config = METHODS[method]
-    inherited = {item.name for item in fields(TrainingArguments)}
-    own = [item.name for item in fields(getattr(import_module(module), config)) if item.name not in inherited]
-    common = ["learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "weight_decay"]
-    return [*common, "lr_scheduler_type", "warmup_steps", *own]
-
-
-def main(arguments: list[str]) -> None:
-    command, lab, forget, out, *rest = arguments
-    paths, out_dir = LabPaths(Path(lab), forget), Path(out)
-    if command == "measure":
-        measure_references(paths, out_dir)
-        return
-    seed, every, *names = rest
-    for name in names:
-        unlearn(RUNS[name], paths, out_dir, int(seed), int(every))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

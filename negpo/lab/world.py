@@ -13,34 +13,22 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from negpo.lab.facts import REAL_AUTHOR_QUESTIONS, REAL_AUTHORS, WORLD_FACT_QUESTIONS, WORLD_FACTS
-from negpo.lab.templates import IDENTITY, REFUSALS, RELATIONS, Relation
+from negpo.lab.templates import (
+    IDENTITY,
+    REAL_AUTHOR_QUESTIONS,
+    REAL_AUTHORS,
+    REFUSALS,
+    RELATIONS,
+    WORLD_FACT_QUESTIONS,
+    WORLD_FACTS,
+    Relation,
+)
 
 N_WRONG_AUTHOR = 5
 N_WRONG_FACT = 3
 SPARE_NAMES = 120
-_ONSETS = (
-    "b",
-    "d",
-    "f",
-    "g",
-    "h",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "v",
-    "z",
-    "br",
-    "dr",
-    "kr",
-    "st",
-    "tr",
-    "sh",
+_ONSETS = (*"bdfghklmnprstvz", "br", "dr", "kr", "st", "tr", "sh")
+    ["b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kr", "st", "tr", "sh"]
 )
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
 _CODAS = ("", "l", "n", "r", "s", "m", "th", "nd", "rk", "x")

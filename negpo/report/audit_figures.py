@@ -6,16 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from negpo.report._base import COLORS, MARKERS, Picture, as_picture, new_figure
+from negpo.report._base import Picture, as_picture, new_figure, style
 
 TINY_P = 1e-30  # smallest forget quality drawn
 RETAIN_STYLE = {"color": "black", "lw": 1.4, "ls": "--"}
 TARGET_STYLE = {"color": "#888888", "lw": 1.4, "ls": ":"}
 PANELS_A_ROW = 3
-
-
-def style(index: int) -> dict[str, Any]:
-    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def forget_utility(audit: dict[str, Any]) -> Picture | None:
@@ -166,15 +162,8 @@ def attack_bars(audit: dict[str, Any]) -> Picture | None:
 
 def _grid(count: int) -> tuple[Any, list[Any]]:
     """A figure with ``count`` panels, three a row, in the reports' look."""
-    from matplotlib.figure import Figure
-
     rows = math.ceil(count / PANELS_A_ROW)
-    figure = Figure(figsize=(3.6 * PANELS_A_ROW, 3.2 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, PANELS_A_ROW, squeeze=False).ravel()
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#E6E8EC", linewidth=0.8)
-        axis.set_axisbelow(True)
+    figure, axes = new_figure(PANELS_A_ROW, 3.6 * PANELS_A_ROW, 3.2 * rows + 0.5, rows)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, list(axes[:count])

@@ -7,16 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from negpo.report._base import COLORS, MARKERS, Picture, as_picture, new_figure
+from negpo.report._base import Picture, as_picture, line_with_band, new_figure, outside_legend, style
 from negpo.report.results import Experiment, Point
+from negpo.report.verdict import FORGOTTEN
 
-FORGOTTEN = 0.05  # forget quality above which a KS test no longer tells a model from the retain model
 WEIGHT = "forget/grad_weight"
 TINY_P = 1e-30  # smallest forget quality drawn
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _stars(axis: Any, experiments: list[Experiment], x: Callable[[Point], float], y: Callable[[Point], float]) -> None:
@@ -37,23 +33,28 @@ def _quality(point: Point) -> float:
     return max(value, TINY_P)
 
 
-def pareto(experiments: list[Experiment]) -> Picture:
-    """Forget quality (log) against model utility along training; the upper right corner is the goal."""
-    figure, axis = new_figure(width=8.6, height=5.2)
+def _paths(axis: Any, experiments: list[Experiment], x: Callable[[Point], float], y: Callable[[Point], float]) -> None:
+    """One line per run and seed through its evaluations, the last one large; then the stars."""
     for index, run in enumerate(experiments[0].runs):
         for number, experiment in enumerate(experiments):
             twin = next(other for other in experiment.runs if other.name == run.name)
-            points = experiment.trajectory(twin)
-            x, y = [point.utility for point in points], [_quality(point) for point in points]
-            axis.plot(x, y, **_style(index), ms=4, lw=1.2, alpha=0.75, label=run.title if number == 0 else None)
-            axis.plot(x[-1:], y[-1:], **_style(index), ms=11, mec="black", mew=0.8)
-    _stars(axis, experiments, lambda point: point.utility, _quality)
+            places = [(x(point), y(point)) for point in experiment.trajectory(twin)]
+            label = run.title if number == 0 else None
+            axis.plot(*zip(*places, strict=True), **style(index), ms=4, lw=1.2, alpha=0.75, label=label)
+            axis.plot(*places[-1], **style(index), ms=11, mec="black", mew=0.8)
+    _stars(axis, experiments, x, y)
+
+
+def pareto(experiments: list[Experiment]) -> Picture:
+    """Forget quality (log) against model utility along training; the upper right corner is the goal."""
+    figure, axis = new_figure(width=8.6, height=5.2)
+    _paths(axis, experiments, lambda point: point.utility, _quality)
     axis.axhline(FORGOTTEN, color="#333333", lw=1, ls="--")
     axis.annotate(f"forget quality {FORGOTTEN}", (0.0, FORGOTTEN), (4, 4), textcoords="offset points", fontsize=8)
     axis.set(
         yscale="log", ylim=(None, 3), xlim=(-0.02, 1.0), xlabel="model utility", ylabel="forget quality (KS p-value)"
     )
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    outside_legend(axis)
     caption = (
         "Each line is one run, each mark one evaluation, the large mark the end. Right is useful, up is forgotten: the "
         "goal is the open star, a model that never saw the forget set. Above the dashed line a Kolmogorov-Smirnov test "
@@ -70,9 +71,7 @@ def _curves(axis: Any, experiments: list[Experiment], value: Callable[[Point], f
         shared = min(len(line) for line in lines)
         steps = [point.step for point in lines[0][:shared]]
         table = np.array([[value(point) for point in line[:shared]] for line in lines])
-        axis.plot(steps, table.mean(0), **_style(index), ms=4, lw=1.5, label=run.title)
-        if len(lines) > 1:
-            axis.fill_between(steps, table.min(0), table.max(0), color=COLORS[index % len(COLORS)], alpha=0.15, lw=0)
+        line_with_band(axis, steps, table.mean(0), table.min(0), table.max(0), style(index), run.title)
 
 
 def _reference_line(axis: Any, experiments: list[Experiment], value: Callable[[Point], float]) -> None:
@@ -107,11 +106,11 @@ def weights(experiments: list[Experiment]) -> Picture | None:
         pairs = [(entry["step"], entry[WEIGHT]) for entry in run.log if WEIGHT in entry]
         if pairs:
             steps, values = zip(*pairs, strict=True)
-            axis.plot(steps, values, color=COLORS[index % len(COLORS)], lw=1.5, label=run.title)
+            axis.plot(steps, values, color=style(index)["color"], lw=1.5, label=run.title)
     if not axis.lines:
         return None
     axis.set(xlabel="optimiser step", ylabel="mean gradient weight", ylim=(0, None))
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    outside_legend(axis)
     caption = (
         "How hard each method still pushes a forget token, relative to gradient ascent (1): NPO and SimNPO let go of "
         "an answer, CATNIP of a token, once it has become unlikely. Per batch, first seed."
@@ -138,15 +137,9 @@ def utility(experiments: list[Experiment]) -> Picture:
 def equal_forgetting(experiments: list[Experiment]) -> Picture:
     """Utility against how unlikely the forget answers have become: methods compared at equal forgetting."""
     figure, axis = new_figure(width=8.6, height=4.6)
-    for index, run in enumerate(experiments[0].runs):
-        for number, experiment in enumerate(experiments):
-            twin = next(other for other in experiment.runs if other.name == run.name)
-            points = experiment.trajectory(twin)
-            x, y = [-point.forget_logp for point in points], [point.utility for point in points]
-            axis.plot(x, y, **_style(index), ms=4, lw=1.2, alpha=0.8, label=run.title if number == 0 else None)
-    _stars(axis, experiments, lambda point: -point.forget_logp, lambda point: point.utility)
+    _paths(axis, experiments, lambda point: -point.forget_logp, lambda point: point.utility)
     axis.set(xscale="log", xlabel="forget loss (nats per answer token, log scale)", ylabel="model utility")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    outside_legend(axis)
     caption = (
         "At the same horizontal place two methods have made the forget answers equally unlikely; the higher one has "
         "kept more. Only methods of one kind compare fairly: with retain data, or without."

@@ -11,9 +11,22 @@ import numpy as np
 from negpo.errors import ConfigError
 from negpo.eval.passk import default_ks, paired_difference
 from negpo.eval.reasoning import read_run
-from negpo.report._base import COLORS, MARKERS, Cell, Page, Picture, Table, as_picture, new_figure, render_page
+from negpo.report._base import (
+    COLORS,
+    Cell,
+    Picture,
+    Section,
+    Table,
+    Text,
+    as_picture,
+    line_with_band,
+    new_figure,
+    outside_legend,
+    render_sections,
+    style,
+)
 
-EXAMPLES = 6  # shown per run: half right, half wrong
+EXAMPLES = 6  # blocks per run and verdict, two an answer
 SHOWN_CHARACTERS = 600
 
 
@@ -28,27 +41,18 @@ def render_reasoning_report(folders: Sequence[str | Path], path: str | Path) -> 
     if len(benchmarks) > 1:
         raise ConfigError(f"the runs answer different benchmarks ({', '.join(sorted(benchmarks))}); report them apart")
     first = runs[0]["summary"]
-    groups = [table for field in ("level", "subject") if (table := _groups(runs, field)) is not None]
-    sections = ["curves", *(["differences"] if len(runs) > 1 else []), *(["levels"] if groups else [])]
-    page = Page(
-        title=f"{first['benchmark']}: pass@k",
-        subtitle=f"{first['problems']} problems, {len(runs)} run{'s' if len(runs) > 1 else ''}",
-        links=[(name.capitalize(), name) for name in [*sections, "lengths", "protocols", "examples"]],
-    )
-    return render_page(
-        "reasoning.html",
-        path,
-        page=page,
-        curves=curves(runs),
-        lengths=lengths(runs),
-        numbers=_numbers(runs),
-        rates=_rates(runs),
-        differences=_differences(runs),
-        groups=groups,
-        protocols=_protocols(runs),
-        examples=[(run["name"], _examples(run)) for run in runs],
-        versions=", ".join(f"{name} {value}" for name, value in runs[0]["manifest"].get("versions", {}).items()),
-    )
+    examples = [block for run in runs for block in (Text("heading", run["name"]), *_examples(run))]
+    sections = [
+        Section("pass@k", "curves", [curves(runs), _numbers(runs), _rates(runs)]),
+        Section("Differences", "differences", [_differences(runs)]),
+        Section("Levels and subjects", "levels", [_groups(runs, field) for field in ("level", "subject")]),
+        Section("Lengths", "lengths", [lengths(runs)]),
+        Section("Protocols", "protocols", [_protocols(runs)]),
+        Section("Examples", "examples", examples),
+    ]
+    subtitle = f"{first['problems']} problems, {len(runs)} run{'s' if len(runs) > 1 else ''}"
+    versions = ", ".join(f"{name} {value}" for name, value in runs[0]["manifest"].get("versions", {}).items())
+    return render_sections(path, f"{first['benchmark']}: pass@k", subtitle, sections, versions)
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
@@ -69,17 +73,13 @@ def curves(runs: Sequence[dict[str, Any]]) -> Picture:
     """pass@k (solid, with 95 % band) and maj@k (dotted) against k."""
     figure, axis = new_figure(width=8.6, height=4.8)
     for index, run in enumerate(runs):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        entries = _estimates(run)
-        ks = [entry["k"] for entry in entries]
-        axis.plot(ks, [entry["value"] for entry in entries], color=color, marker=marker, ms=4, label=run["name"])
-        low, high = [entry["low"] for entry in entries], [entry["high"] for entry in entries]
-        axis.fill_between(ks, low, high, color=color, alpha=0.15, lw=0)
+        ks, *columns = ([entry[name] for entry in _estimates(run)] for name in ("k", "value", "low", "high"))
+        line_with_band(axis, ks, *columns, style(index), run["name"])
         votes = run["summary"]["maj_at_k"]
-        axis.plot([v["k"] for v in votes], [v["value"] for v in votes], color=color, ls=":", lw=1.2)
+        axis.plot([v["k"] for v in votes], [v["value"] for v in votes], color=style(index)["color"], ls=":", lw=1.2)
     axis.set_xscale("log", base=2)
     axis.set(ylim=(0, 1), xlabel="k", ylabel="pass@k")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    outside_legend(axis)
     caption = (
         "Solid: unbiased pass@k with the 95 % interval of a bootstrap over problems. Dotted: majority vote over k "
         "samples."
@@ -90,7 +90,7 @@ def curves(runs: Sequence[dict[str, Any]]) -> Picture:
 def lengths(runs: Sequence[dict[str, Any]]) -> Picture:
     """Histogram of completion lengths in tokens, right and wrong apart."""
     figure, axes = new_figure(columns=len(runs), width=max(4.4, min(3.6 * len(runs), 14)), height=3.2)
-    for axis, run in zip([axes] if len(runs) == 1 else axes, runs, strict=True):
+    for axis, run in zip(np.atleast_1d(axes), runs, strict=True):
         status = {(row["problem"], row["sample"]): row["status"] for row in run["verdicts"]}
         rows = [row for samples in run["samples"].values() for row in samples]
         edges = np.linspace(0, max((row["tokens"] for row in rows), default=1) + 1, 30)
@@ -211,14 +211,14 @@ def _protocols(runs: Sequence[dict[str, Any]]) -> Table:
     return Table(header, rows, "A * after a protocol's name means that a setting differs from the published card.")
 
 
-def _examples(run: dict[str, Any]) -> list[dict[str, str]]:
+def _examples(run: dict[str, Any]) -> list[Text]:
     """The first sample of a few problems, as many right as wrong ones where there are."""
-    chosen: dict[str, list[dict[str, str]]] = {"correct": [], "wrong": []}
+    chosen: dict[str, list[Text]] = {"correct": [], "wrong": []}
     texts = {(row["problem"], row["sample"]): row["text"] for rows in run["samples"].values() for row in rows}
     for row in run["verdicts"]:
-        rows = chosen.get(row["status"])
-        if row["sample"] == 0 and rows is not None and len(rows) < EXAMPLES // 2:
+        blocks = chosen.get(row["status"])
+        if row["sample"] == 0 and blocks is not None and len(blocks) < EXAMPLES:
             text = texts[row["problem"], row["sample"]]
             shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
-            rows.append({"problem": row["problem"], "status": row["status"], "reason": row["reason"], "text": shown})
-    return [row for rows in chosen.values() for row in rows]
+            blocks += [Text("note", f"{row['problem']}: {row['status']} ({row['reason']})"), Text("pre", shown)]
+    return [block for blocks in chosen.values() for block in blocks]

@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from negpo.report import figures
-from negpo.report._base import Cell, Page, Table, render_page
+from negpo.report._base import (
+    Card,
+    Cards,
+    Cell,
+    Fold,
+    Section,
+    Table,
+    Text,
+    print_cards,
+    print_tables,
+    render_sections,
+    settings_table,
+    text_rows,
+)
 from negpo.report.results import Experiment, RunResult, load_experiments
 from negpo.report.verdict import FORGOTTEN, KEPT, equal_forgetting, judge, spread
 
-SECTIONS = [
-    ("Findings", "findings"),
-    ("Forgetting against utility", "pareto"),
-    ("Along training", "training"),
-    ("All numbers", "numbers"),
-    ("Equal forgetting", "equal"),
-    ("Answers", "answers"),
-    ("How to repeat it", "repeat"),
-]
+FOOTER = "Made by negpo; metrics as in TOFU (arXiv 2401.06121). Every number above is in the result folder."
+SHOWN_COLUMNS = 8  # in the terminal; the rest stands in the HTML report
 # (metric, column, decimals, note): the second line of a head is the direction
 COLUMNS = [
     ("forget_truth_ratio", "forget truth ratio"),
@@ -39,40 +45,47 @@ def render(folder: Path, path: Path) -> Path:
     """Read `folder`, write the report to `path`; returns the path."""
     experiments, demo = load_experiments(folder)
     first = experiments[0]
-    seeds = ", ".join(str(one.seed) for one in experiments)
-    forget = demo.get("forget", "the forget set")
     size = first.target.manifest.get("parameters", 0)
-    curves = (figures.likelihood(experiments), figures.weights(experiments), figures.utility(experiments))
-    context = {
-        "page": Page(
-            "What unlearning did to a model",
-            f"{forget}, {size / 1e6:.2f} million parameters, seed{'s' if len(experiments) > 1 else ''} {seeds}",
-            SECTIONS,
-        ),
-        "findings": findings(experiments),
-        "pareto": figures.pareto(experiments),
-        "curves": [item for item in curves if item is not None],
-        "numbers": metrics_table(experiments),
-        "equal_picture": figures.equal_forgetting(experiments),
-        "equal": equal_table(experiments),
-        "answers": [(run.title, answers(first.target, run)) for run in first.runs],
-        "commands": commands(first, demo),
-        "settings": settings_table(first),
-        "timings": timings_table(experiments, demo),
-        "manifest": manifest_lines(first, demo),
-    }
-    return render_page("unlearning.html", path, **context)
+    seeds = ", ".join(str(one.seed) for one in experiments)
+    subtitle = f"{demo.get('forget', 'the forget set')}, {size / 1e6:.2f} million parameters, "
+    subtitle += f"seed{'s' if len(experiments) > 1 else ''} {seeds}"
+    configs = {run.title: run.config for run in first.runs if run.config}
+    repeat = [
+        Text("pre", "\n".join(lines)) if (lines := commands(first, demo)) else None,
+        *([Text("heading", "Settings"), settings_table(configs)] if configs else []),
+        Fold("Seconds", [timings_table(experiments, demo)]),
+        Fold("Versions and hashes", [Text("pre", "\n".join(manifest_lines(first, demo)))]),
+    ]
+    pictures = (figures.likelihood(experiments), figures.weights(experiments), figures.utility(experiments))
+    answered = [Fold(run.title, [answers(first.target, run)], open=not i) for i, run in enumerate(first.runs)]
+    sections = [
+        Section("Findings", "findings", [Cards(findings(experiments))]),
+        Section("Forgetting against utility", "pareto", [figures.pareto(experiments)]),
+        Section("Along training", "training", pictures),
+        Section("All numbers at the end of training", "numbers", [metrics_table(experiments)]),
+        Section("Equal forgetting", "equal", [figures.equal_forgetting(experiments), equal_table(experiments)]),
+        Section("Answers before and after", "answers", answered),
+        Section("How to repeat it", "repeat", repeat),
+    ]
+    return render_sections(path, "What unlearning did to a model", subtitle, sections, FOOTER)
 
 
-def findings(experiments: Sequence[Experiment]) -> list[dict[str, str]]:
+def print_summary(folder: Path, report: Path) -> None:
+    """Findings and main numbers of the results in `folder`, and where the report is."""
+    experiments, _ = load_experiments(folder)
+    print_tables({"unlearning": metrics_table(experiments)}, columns=SHOWN_COLUMNS)
+    print_tables({"utility at equal forgetting": equal_table(experiments)})
+    print_cards([Card(card.title, card.headline, card.tone) for card in findings(experiments)], report)
+
+
+def findings(experiments: Sequence[Experiment]) -> list[Card]:
     """One card per run: the verdict of the first seed, and how many seeds share it."""
     cards = []
     for run in experiments[0].runs:
         verdicts = [judge(one, other) for one, other in twins(experiments, run.name)]
         same = sum(verdict.tone == verdicts[0].tone for verdict in verdicts)
         agreement = f" The same on {same} of {len(verdicts)} seeds." if len(verdicts) > 1 else ""
-        first = verdicts[0]
-        cards.append({"title": run.title, "tone": first.tone, "headline": first.headline, "why": first.why + agreement})
+        cards.append(Card(run.title, verdicts[0].headline, verdicts[0].tone, [verdicts[0].why + agreement]))
     return cards
 
 
@@ -158,37 +171,16 @@ def _reached(values: Sequence[float | None]) -> Cell:
 def answers(target: RunResult, run: RunResult) -> Table:
     """A few questions with the true answer, the target's and the run's. Plain text: the template escapes it."""
     before = {row["question"]: row["generation"] for row in target.examples}
-    rows = [
-        [
-            Cell(row["set"].replace("_", " ")),
-            Cell(row["question"]),
-            Cell(row["answer"]),
-            Cell(before.get(row["question"], "–")),
-            Cell(row["generation"] or "(nothing)"),
-        ]
-        for row in run.examples
-    ]
-    return Table(["set", "question", "true answer", "before", "after"], rows)
+    columns = [[row[field] for row in run.examples] for field in ("set", "question", "answer", "generation")]
+    columns[0] = [name.replace("_", " ") for name in columns[0]]
+    columns.insert(3, [before.get(question, "–") for question in columns[1]])
+    return Table(["set", "question", "true answer", "before", "after"], text_rows(*columns))
 
 
 def commands(experiment: Experiment, demo: dict[str, Any]) -> list[str]:
     """Shell lines that repeat the experiment."""
     lines = [demo["command"]] if "command" in demo else []
     return lines + [shlex.join(run.command) for run in experiment.runs if run.command]
-
-
-def settings_table(experiment: Experiment) -> Table | None:
-    """Settings of every run, one column per run; rows where nothing was set are left out."""
-    runs = [run for run in experiment.runs if run.config]
-    if not runs:
-        return None
-    names = dict.fromkeys(name for run in runs for name in run.config)
-    rows = []
-    for name in names:
-        values = [run.config.get(name) for run in runs]
-        if any(value not in (None, "", [], {}) for value in values):
-            rows.append([Cell(name), *(Cell("–" if value is None else str(value)) for value in values)])
-    return Table(["setting", *(run.title for run in runs)], rows)
 
 
 def timings_table(experiments: Sequence[Experiment], demo: dict[str, Any]) -> Table:

@@ -55,11 +55,3 @@ def test_lm_eval_standard_errors_match_the_reference(load_fixture):
     published = data["published_check"]
     group = s.weighted_mean([published["bio"], published["chem"], published["cyber"]], sizes)
     assert group == pytest.approx(published["group_recomputed"], rel=1e-12)
-
-
-def test_bootstrap_intervals_are_seeded_and_hold_the_mean():
-    values = np.random.default_rng(0).normal(size=50)
-    low, high = s.bootstrap_interval(values, resamples=500)
-    assert low < values.mean() < high
-    assert (low, high) == s.bootstrap_interval(values, resamples=500)
-    assert s.bootstrap_interval([2.0]) == (2.0, 2.0)

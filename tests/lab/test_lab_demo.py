@@ -9,7 +9,8 @@ from negpo.errors import ConfigError, NegpoError
 from negpo.eval.tofu import load_tofu
 from negpo.lab import build_lab
 from negpo.lab._jobs import Job, run_jobs
-from negpo.lab.demo import TUNING_SEEDS, DemoSettings, run_demo
+from negpo.lab.demo import DemoSettings, run_demo
+from negpo.lab.experiment import TUNING_SEEDS
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +52,10 @@ def test_a_second_call_does_only_what_is_missing(tiny):
 
 
 def test_results_of_another_evaluation_rhythm_are_not_mixed_with_new_ones(tiny):
-    from negpo.lab.demo import _discard_stale
-
-    lab = build_lab(tiny.out / "labs", 0, "tiny")
-    other = DemoSettings(out=tiny.out, size="tiny", methods=tiny.methods, every=51)
-    place = tiny.out / "seed0"
-    kept = place.rename(tiny.out / "seed0-kept")
-    try:
-        place.mkdir()
-        (place / "state.json").write_text((kept / "state.json").read_text())
-        (place / "npo").mkdir()
-        _discard_stale(place, tiny, lab)
-        assert (place / "npo").exists()
-        _discard_stale(place, other, lab)
-        assert not (place / "npo").exists()
-    finally:
-        (place / "state.json").unlink()
-        place.rmdir()
-        kept.rename(place)
+    other = DemoSettings(out=tiny.out, size="tiny", methods=tiny.methods, every=51).plan(0)
+    assert tiny.plan(0).finished("npo")
+    assert not other.finished("npo")
+    assert other.finished("target")  # measured once, whatever the rhythm
 
 
 def test_a_built_lab_is_found_again_and_loads_as_tofu_data(tiny):

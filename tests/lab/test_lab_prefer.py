@@ -4,6 +4,7 @@ import json
 import random
 import re
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,8 @@ from negpo.configs import recipe_path
 from negpo.errors import ConfigError
 from negpo.lab import dispreference_lab, distill_lab
 from negpo.lab.arithmetic import ArithmeticProblem, worked
-from negpo.lab.prefer_demo import METHODS, TUNING_SEEDS, PreferDemoSettings, _discard_stale, run_prefer_demo
+from negpo.lab.experiment import TUNING_SEEDS
+from negpo.lab.prefer_demo import PreferDemoSettings, run_prefer_demo
 from negpo.lab.prefer_runs import DISTILL, RUNS, train_arguments
 from negpo.rewards import grade
 
@@ -62,18 +64,9 @@ def test_a_second_call_does_only_what_is_missing_and_other_recipes_do_not_mix(ti
     run_prefer_demo(tiny)
     again = {name: path.stat().st_mtime_ns for name, path in results_of(tiny).items()}
     assert {name for name in times if times[name] != again[name]} == {"d2o"}
-    state = tiny.out / "seed0" / "state.json"
-    kept = state.read_text()
-    changed = json.loads(kept)
-    changed["recipes"]["sft"] += "# other\n"
-    state.write_text(json.dumps(changed))
-    (tiny.out / "seed0" / "sft").rename(tiny.out / "sft")
-    (tiny.out / "seed0" / "sft").mkdir()
-    _discard_stale(tiny, 0)
-    assert not (tiny.out / "seed0" / "sft").exists()
-    assert (tiny.out / "seed0" / "redi").exists()
-    (tiny.out / "sft").rename(tiny.out / "seed0" / "sft")
-    assert state.read_text() == kept
+    monkeypatch.setitem(RUNS, "sft", replace(RUNS["sft"], recipe="sft/lab_stage1"))
+    plan = tiny.plan(0)
+    assert {name: plan.finished(name) for name in tiny.methods} == {"sft": False, "redi": True, "d2o": True, "ga": True}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +84,7 @@ def test_settings_that_cannot_be_meant_are_refused(change, words):
         PreferDemoSettings(**change)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_every_run_has_a_recipe_that_parses_with_the_flags_of_its_lab(name, tmp_path):
     from negpo.trainers._script import parse
 

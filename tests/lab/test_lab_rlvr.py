@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from negpo.errors import ConfigError
-from negpo.lab.rlvr_demo import TUNING_SEEDS, RlvrSettings, run_rlvr_demo
-from negpo.lab.rlvr_runs import RUNS, Plan
+from negpo.lab.experiment import TUNING_SEEDS
+from negpo.lab.rlvr_demo import RlvrSettings, run_rlvr_demo
+from negpo.lab.rlvr_runs import RUNS
+from negpo.lab.rlvr_runs import RlvrPlan as Plan
 from negpo.lab.rlvr_watch import Known, Probe, ProbeAnswer, WatchedEngine
 from negpo.rollout import Sample, Sampling
 

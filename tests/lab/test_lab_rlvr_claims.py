@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from negpo.lab.rlvr_claims import Claim, Part, claims
+from negpo.eval.bootstrap import Estimate, estimate
+from negpo.lab.claims import Claim, Part
+from negpo.lab.rlvr_claims import claims
 from negpo.lab.rlvr_estimates import (
     SMOOTHED,
-    Estimate,
     Results,
     all_wrong_shares,
     area_values,
     compare,
     entropy_against,
     entropy_at_equal_accuracy,
-    estimate,
     fall_at_accuracy_of,
     pass_values,
 )

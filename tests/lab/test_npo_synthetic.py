@@ -7,8 +7,9 @@ import pytest
 import torch
 from markupsafe import escape
 
+from negpo.lab.claims import Counted
 from negpo.lab.npo_synthetic import SyntheticSettings, claims_table, run_experiment, write_outputs
-from negpo.lab.npo_synthetic.claims import Claim, fit_line, front_height, measure_growth
+from negpo.lab.npo_synthetic.claims import fit_line, front_height, measure_growth
 from negpo.lab.npo_synthetic.simulate import (
     METHODS,
     TABLE_1,
@@ -105,12 +106,12 @@ def test_a_front_that_never_forgets_enough_is_infinitely_high():
 
 def test_a_verdict_counts_the_instances():
     for holds, verdict in (([True, True], "holds"), ([False, False], "fails"), ([True, False], "in 1 of 2")):
-        assert Claim("", "", "", torch.tensor(holds)).verdict == verdict
+        assert Counted("", holds).verdict == verdict
 
 
 def test_exact_claims_hold_at_any_size(result):
     exact = [c for c in result.claims if c.source == "eq. 4" or c.source.startswith("prop. 1")]
-    assert [claim.verdict for claim in exact] == ["holds", "holds"]
+    assert [part.verdict for claim in exact for part in claim.parts] == ["holds", "holds"]
 
 
 def test_outputs_are_a_json_a_picture_and_a_page_without_external_parts(result, tmp_path):
@@ -121,6 +122,6 @@ def test_outputs_are_a_json_a_picture_and_a_page_without_external_parts(result, 
     assert set(stored["curves"]["alpha_1"]) == set(METHODS)
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     page = paths[2].read_text()
-    assert all(escape(claim.statement) in page for claim in result.claims)
+    assert all(escape(claim.title) in page for claim in result.claims)
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page

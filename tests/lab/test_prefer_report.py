@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from negpo.report.prefer_claims import claims
-from negpo.report.prefer_results import Method, Table, drift_gap, estimate, gap, level
+from negpo.lab.prefer_claims import claims
+from negpo.lab.prefer_results import Method, Table, drift_gap, estimate, gap, level
 
 QUESTIONS = [{"prompt": f"q{i}", "gold": "1", "group": "impolite" if i % 2 else "polite"} for i in range(200)]
 SAMPLES = 8
@@ -110,7 +110,7 @@ def test_claims_fail_where_the_numbers_say_so():
 
 def test_a_small_difference_is_not_decided_and_equal_harm_is_no_worse():
     same = {"sft": method("sft", [0.5, 0.6]), "redi": method("redi", [0.5, 0.6])}
-    assert tones(**same) == {"REDI with alpha 0.8 beats SFT on right traces": "bad"} or "warn" in tones(**same).values()
+    assert tones(**same) == {"REDI with alpha 0.8 beats SFT on right traces": "warn"}
     equal = tones(d2o=method("d2o", [0.9, 0.9]), dpo_noisy=method("dpo_noisy", [0.9, 0.9]))
     assert equal == {"D2O lowers the harm rate at least as far as DPO": "good"}
 
@@ -121,7 +121,7 @@ def test_alpha_1_that_does_not_fall_leaves_the_claim_about_it_open():
 
 
 def test_the_report_escapes_what_models_say(tmp_path, monkeypatch):
-    from negpo.report import prefer
+    from negpo.lab import prefer_report as prefer
 
     found = {name: method(name, [0.5, 0.6]) for name in ("sft", "redi", "d2o", "ga")}
     demo = {"seeds": [0, 1], "command": "negpo demo prefer", "seconds": {"labs": 1.0}}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from negpo.lab.claims import Claim, Counted
 from negpo.lab.npo_synthetic.simulate import (
     METHODS,
     SyntheticSettings,
@@ -28,19 +29,9 @@ FRONT_LEVELS = (0.05, 0.1, 0.2, 0.35)  # forget distances at which fronts are co
 THEOREM_ROWS, THEOREM_SQUARED_NORM = 32, 16.0  # forget rows are orthogonal with ||x||^2 = 16: theorem 2's regime
 
 
-@dataclass(frozen=True)
-class Claim:
+def counted(source: str, statement: str, measured: str, holds: Tensor) -> Claim:
     """``holds (S,)`` bool: per instance."""
-
-    source: str
-    statement: str
-    measured: str
-    holds: Tensor
-
-    @property
-    def verdict(self) -> str:
-        count, total = int(self.holds.sum()), len(self.holds)
-        return "holds" if count == total else "fails" if count == 0 else f"in {count} of {total}"
+    return Claim(statement, [Counted(measured, holds.tolist())], source=source)
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ def _starting_point(paths: Paths) -> Claim:
     # Two means over equally many instances: their difference has sqrt(2) times the standard error of one.
     near = (forget.mean() - 1.70).abs() <= 2 * math.sqrt(2 / len(forget)) * forget.std()
     rounds = round(retain.mean().item(), 2) == 0.02
-    return Claim(
+    return counted(
         "fig. 3",
         "paths start at (forget, retain) = (1.70, 0.02); ours within two standard errors",
         f"({spread(forget)}, {spread(retain, 2)})",
@@ -112,9 +103,9 @@ def _forgets_in_time(method: str, path: Trajectory) -> Claim:
     best = path.forget[path.steps <= WITHIN].min(dim=0).values
     if method == "IDK+RT":
         statement = f"IDK+RT does not reach forget distance {CLOSE} in {WITHIN} steps"
-        return Claim("4.2", statement, spread(best), best >= CLOSE)
+        return counted("4.2", statement, spread(best), best >= CLOSE)
     statement = f"{method} reaches forget distance < {CLOSE} within {WITHIN} steps"
-    return Claim("4.2", statement, spread(best), best < CLOSE)
+    return counted("4.2", statement, spread(best), best < CLOSE)
 
 
 def _last_quarter(path: Trajectory) -> tuple[Tensor, Tensor]:
@@ -125,7 +116,7 @@ def _last_quarter(path: Trajectory) -> tuple[Tensor, Tensor]:
 def _collapses(method: str, path: Trajectory) -> Claim:
     before, end = _last_quarter(path)
     growth = end / path.retain[0]
-    return Claim(
+    return counted(
         "4.2",
         f"{method}: retain distance diverges (end > 5x start and > 1.1x its value at 3/4 of the run)",
         f"{spread(growth)} x start, {spread(end / before)} x 3/4",
@@ -135,7 +126,7 @@ def _collapses(method: str, path: Trajectory) -> Claim:
 
 def _stabilises(method: str, paths: Paths) -> Claim:
     before, end = _last_quarter(paths[method])
-    return Claim(
+    return counted(
         "4.2",
         f"{method}: retain distance stabilises (end < 1.2x its value at 3/4 of the run, and below GA+RT)",
         f"{spread(end / before)} x 3/4, end {spread(end)}",
@@ -154,7 +145,7 @@ def front_height(forget: Tensor, retain: Tensor) -> Tensor:
 
 def _best_front(winner: str, among: tuple[str, ...], paths: Paths) -> Claim:
     heights = {method: front_height(paths[method].forget, paths[method].retain) for method in among}
-    return Claim(
+    return counted(
         "4.2",
         f"{winner}: best Pareto front of {', '.join(among)}, instance by instance",
         ", ".join(f"{method} {spread(height)}" for method, height in heights.items()),
@@ -170,7 +161,7 @@ def _best_average_front(winner: str, among: tuple[str, ...], paths: Paths) -> Cl
         for method in among
     }
     levels = ", ".join(map(str, FRONT_LEVELS))
-    return Claim(
+    return counted(
         "4.2, fig. 4 (a3)",
         f"{winner}: best Pareto front of {', '.join(among)} on curves averaged over instances, as drawn there "
         f"(lowest retain distance at forget distance {levels}, mean)",
@@ -183,7 +174,7 @@ def _distances_coincide(paths: Paths) -> Claim:
     forget, retain = (torch.cat([getattr(path, name) for path in paths.values()]) for name in ("forget", "retain"))
     difference = (2 * (forget - retain).abs() / (forget + retain)).mean(dim=0)
     statement = "alpha = 0: forget and retain distance are equal (up to 15 % on 1000 points)"
-    return Claim("4.2", statement, spread(difference), difference < 0.15)
+    return counted("4.2", statement, spread(difference), difference < 0.15)
 
 
 def _smallest_distance(paths: Paths) -> Claim:
@@ -191,7 +182,7 @@ def _smallest_distance(paths: Paths) -> Claim:
     best = torch.stack(list(totals.values())).min(dim=0).values
     measured = ", ".join(f"{method} {spread(total)}" for method, total in totals.items())
     statement = "alpha = 0: NPO+RT attains the smallest forget + retain distance"
-    return Claim("4.2, fig. 4 (b)", statement, measured, totals["NPO+RT"] == best)
+    return counted("4.2, fig. 4 (b)", statement, measured, totals["NPO+RT"] == best)
 
 
 def measure_growth(settings: SyntheticSettings, beta: float = 1.0) -> Growth:
@@ -231,14 +222,14 @@ def fit_line(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _ga_grows_linearly(growth: Growth) -> Claim:
     _, fit = fit_line(growth.steps, growth.ga)
     statement = "GA: ||X(theta_t - theta_0)|| grows linearly in t (R² > 0.999)"
-    return Claim("theorem 2", statement, f"R² {spread(fit, 6)}", fit > 0.999)
+    return counted("theorem 2", statement, f"R² {spread(fit, 6)}", fit > 0.999)
 
 
 def _npo_grows_logarithmically(growth: Growth) -> Claim:
     late = growth.steps >= 100  # the +1 inside the logarithm no longer matters
     slope, fit = fit_line(growth.steps[late].double().log(), growth.npo[late])
     relative = slope * growth.beta / math.sqrt(THEOREM_ROWS)
-    return Claim(
+    return counted(
         "theorem 2",
         "NPO: it grows as sqrt(n_f)/beta log t (R² > 0.999 and slope within 5 %)",
         f"R² {spread(fit, 6)}, slope {spread(relative)} x sqrt(n_f)/beta",
@@ -257,7 +248,7 @@ def _starts_as_ga(world: World) -> Claim:
     weight = (npo * ga).sum(dim=1) / (ga**2).sum(dim=1)
     error = (npo - ga).norm(dim=1) / ga.norm(dim=1)
     statement = "NPO's weight at the reference model is 1: its gradient there is GA's"
-    return Claim("eq. 4", statement, f"weight {spread(weight, 6)}", error < 1e-12)
+    return counted("eq. 4", statement, f"weight {spread(weight, 6)}", error < 1e-12)
 
 
 def _small_beta_is_ga(world: World, settings: SyntheticSettings) -> Claim:
@@ -269,7 +260,7 @@ def _small_beta_is_ga(world: World, settings: SyntheticSettings) -> Claim:
         *_, ends[beta] = descend(loss, world.reference, lr, steps)
     moved = (ends[None] - world.reference).norm(dim=1)
     gaps = [(ends[beta] - ends[None]).norm(dim=1) / moved for beta in (1.0, 0.1, 0.01)]
-    return Claim(
+    return counted(
         "prop. 1, fig. 3",
         f"NPO's path tends to GA's as beta -> 0 (parameters after {steps} steps, relative to how far GA moved)",
         "; ".join(f"beta {beta}: {spread(gap, 2)}" for beta, gap in zip((1.0, 0.1, 0.01), gaps, strict=True)),

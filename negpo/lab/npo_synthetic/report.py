@@ -11,9 +11,10 @@ import torch
 
 from negpo import __version__
 from negpo.data.io import atomic_write, atomic_write_json
-from negpo.lab.npo_synthetic.claims import Claim, Growth, Paths, check_claims, explain_floor, measure_growth
+from negpo.lab.claims import Claim
+from negpo.lab.npo_synthetic.claims import Growth, Paths, check_claims, explain_floor, measure_growth
 from negpo.lab.npo_synthetic.simulate import METHODS, TABLE_1, SyntheticSettings, run_table_1
-from negpo.report._base import Cell, Page, Picture, Table, as_picture, render_page
+from negpo.report._base import Cell, Picture, Section, Table, Text, as_picture, render_sections
 
 COLOURS = dict(zip(METHODS, ("0.65", "0.3", "#8c6d31", "#d62728", "#ff7f0e", "#1f77b4"), strict=True))
 NOTE = (
@@ -54,12 +55,26 @@ def claims_table(result: SyntheticResult) -> Any:
     from rich.table import Table as RichTable
 
     title = f"NPO paper, synthetic experiment: {result.settings.seeds} instances, {result.seconds:.0f} s"
-    table = RichTable(
-        "source", "claim", "measured", "verdict", title=title, caption=f"{NOTE} {result.remark}", show_lines=True
-    )
-    for claim in result.claims:
-        table.add_row(claim.source, claim.statement, claim.measured, claim.verdict)
+    claims = _claims(result)
+    table = RichTable(*claims.header, title=title, caption=claims.caption, show_lines=True)
+    for row in claims.rows:
+        table.add_row(*(cell.text for cell in row))
     return table
+
+
+def _claims(result: SyntheticResult) -> Table:
+    tones = {"holds": "good", "fails": "bad"}
+    rows = [
+        [
+            Cell(claim.source),
+            Cell(claim.title),
+            Cell(part.measured),
+            Cell(part.verdict, tone=tones.get(part.verdict, "warn")),
+        ]
+        for claim in result.claims
+        for part in claim.parts
+    ]
+    return Table(("source", "claim", "measured", "verdict"), rows, f"{NOTE} {result.remark}")
 
 
 def write_outputs(result: SyntheticResult, out_dir: str | Path) -> list[Path]:
@@ -76,32 +91,23 @@ def write_outputs(result: SyntheticResult, out_dir: str | Path) -> list[Path]:
 
 
 def _write_page(result: SyntheticResult, curves: Picture, path: Path) -> Path:
-    tones = {"holds": "good", "fails": "bad"}
-    claims = [
-        [Cell(c.source), Cell(c.statement), Cell(c.measured), Cell(c.verdict, tone=tones.get(c.verdict, "warn"))]
-        for c in result.claims
-    ]
     settings = [
         [Cell(method), *(Cell(f"{lr:g}" + (f", {beta:g}" if beta else "")) for lr, beta in pairs)]
         for method, *pairs in ((method, TABLE_1[1][method], TABLE_1[0][method]) for method in METHODS)
     ]
     sizes = result.settings
-    return render_page(
-        "npo_synthetic.html",
-        path,
-        page=Page(
-            "The NPO paper's synthetic experiment",
-            f"arXiv 2404.05868, section 4: logistic models on random features, {sizes.seeds} instances, "
-            f"{result.seconds:.0f} s",
-            [("Claims", "claims"), ("Curves", "curves"), ("Settings", "settings")],
-        ),
-        claims=Table(("source", "claim", "measured", "verdict"), claims, f"{NOTE} {result.remark}"),
-        curves=curves,
-        settings=Table(("method", "lr, beta at alpha = 1", "lr, beta at alpha = 0"), settings, "Table 1 of the paper."),
-        command=f"negpo reproduce npo-synthetic --seeds {sizes.seeds} --steps {sizes.steps} "
-        f"--pretrain-steps {sizes.pretrain_steps}",
-        versions=f"negpo {__version__}, torch {torch.__version__}",
-    )
+    command = f"negpo reproduce npo-synthetic --seeds {sizes.seeds} --steps {sizes.steps} "
+    command += f"--pretrain-steps {sizes.pretrain_steps}"
+    header = ("method", "lr, beta at alpha = 1", "lr, beta at alpha = 0")
+    sections = [
+        Section("Claims of the paper", "claims", [_claims(result)]),
+        Section("Curves", "curves", [curves]),
+        Section("Settings", "settings", [Table(header, settings, "Table 1 of the paper."), Text("pre", command)]),
+    ]
+    subtitle = f"arXiv 2404.05868, section 4: logistic models on random features, {sizes.seeds} instances, "
+    subtitle += f"{result.seconds:.0f} s"
+    footer = f"negpo {__version__}, torch {torch.__version__}"
+    return render_sections(path, "The NPO paper's synthetic experiment", subtitle, sections, footer)
 
 
 def as_dict(result: SyntheticResult) -> dict[str, Any]:
@@ -125,8 +131,9 @@ def as_dict(result: SyntheticResult) -> dict[str, Any]:
         "versions": {"negpo": __version__, "torch": torch.__version__},
         "seconds": result.seconds,
         "claims": [
-            {"source": c.source, "claim": c.statement, "measured": c.measured, "holds": c.holds.tolist()}
-            for c in result.claims
+            {"source": claim.source, "claim": claim.title, "measured": part.measured, "holds": part.holds}
+            for claim in result.claims
+            for part in claim.parts
         ],
         "curves": {"alpha_1": curves(result.gap), "alpha_0": curves(result.overlap)},
         "growth": {"steps": growth.steps.tolist(), "ga": growth.ga.tolist(), "npo": growth.npo.tolist()},

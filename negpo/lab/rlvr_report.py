@@ -9,98 +9,49 @@ from typing import Any
 
 import numpy as np
 
-from negpo.lab.rlvr_claims import Claim
-from negpo.lab.rlvr_estimates import (
-    BASE,
-    SMOOTHED,
-    Estimate,
-    Results,
-    all_wrong_shares,
-    curve,
-    drop_values,
-    entropy,
-    estimate,
-    smoothed,
-)
-from negpo.report._base import COLORS, MARKERS, Cell, Page, Picture, Table, as_picture, new_figure, render_page
+from negpo.eval.bootstrap import estimate
+from negpo.lab.claims import Claim, parts_table
+from negpo.lab.rlvr_estimates import BASE, SMOOTHED, Results, all_wrong_shares, curve, drop_values, entropy, smoothed
+from negpo.report import _base as page
+from negpo.report._base import Cell, Picture, Section, Table, Text, as_picture, interval_cell, new_figure
 
-SECTIONS = [
-    ("Findings", "findings"),
-    ("pass@k", "curves"),
-    ("By level", "levels"),
-    ("Along training", "training"),
-    ("Mismatch", "mismatch"),
-    ("How to repeat it", "repeat"),
-]
-TONES = {"holds": "good", "open": "warn", "fails": "bad"}
 SIGNED = ("psr", "nsr", "w_reinforce")  # drawn apart from the group-normalised methods
 
 
 def render_rlvr_report(results: Results, found: Sequence[Claim], path: Path, *, command: str) -> Path:
     """Write the page; returns its path."""
-    seeds = list(results.seeds)
-    base = results.runs(BASE)[0]
-    problems = len(base["problems"])
+    seeds, base = list(results.seeds), results.runs(BASE)[0]
+    runs = [results.runs(name)[0] for name in results.names if name != BASE]
     subtitle = (
-        f"{problems} test problems x {base['problems'][0]['n']} samples, {base['parameters'] / 1e3:.0f} thousand "
-        f"parameters, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        f"{len(base['problems'])} test problems x {base['problems'][0]['n']} samples, {base['parameters'] / 1e3:.0f} "
+        f"thousand parameters, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     )
-    return render_page(
-        "rlvr.html",
-        path,
-        page=Page("Reinforcement learning from right and from wrong answers", subtitle, SECTIONS),
-        claims=found,
-        parts=parts_table(found),
-        curves=pass_curves(results),
-        numbers=numbers_table(results),
-        level_curves=level_curves(results),
-        levels=levels_table(results),
-        training=training_pictures(results),
-        mismatch=mismatch_table(results),
-        mismatch_curves=mismatch_curves(results),
-        commands=[command, *(shlex.join(results.runs(name)[0]["command"]) for name in results.names if name != BASE)],
-        settings=settings_table(results),
-        budget=budget_table(results),
-        versions=[f"{name} {version}" for name, version in base["versions"].items()],
-    )
+    versions = [f"{name} {version}" for name, version in base["versions"].items()]
+    repeat = [
+        Text("pre", "\n".join([command, *(shlex.join(run["command"]) for run in runs)])),
+        *(Text("heading", "Settings"), page.settings_table({run["title"]: run["config"] for run in runs})),
+        *(Text("heading", "Equal rollouts"), budget_table(results)),
+        page.Fold("Versions", [Text("pre", "\n".join(versions))]),
+    ]
+    cards = page.Cards([claim.card for claim in found])
+    sections = [
+        Section("What was claimed, and what happened", "findings", [cards, parts_table(found)]),
+        Section("pass@k before and after", "curves", [pass_curves(results), numbers_table(results)]),
+        Section("By level", "levels", [level_curves(results), levels_table(results)]),
+        Section("Along training", "training", training_pictures(results)),
+        Section("Sampling against training", "mismatch", [mismatch_curves(results), mismatch_table(results)]),
+        Section("How to repeat it", "repeat", repeat),
+    ]
+    footer = "Made by negpo. Every number above is in the result folder."
+    title = "Reinforcement learning from right and from wrong answers"
+    return page.render_sections(path, title, subtitle, sections, footer)
 
 
 def _style(results: Results, name: str) -> dict[str, Any]:
-    if name == BASE:
-        return {"color": "black", "ls": "--"}
-    place = results.names.index(name) - 1
-    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
-
-
-def _cell(value: Estimate, form: str = "{:.3f}", tone: str = "") -> Cell:
-    """Value, and the interval below it."""
-    return Cell(form.format(value.value), f"{form.format(value.low)} to {form.format(value.high)}", tone)
+    return {"color": "black", "ls": "--"} if name == BASE else page.style(results.names.index(name) - 1)
 
 
 # ---- findings and numbers --------------------------------------------------------------------------------------------
-
-
-def parts_table(found: Sequence[Claim]) -> Table:
-    """Every measurable part of every claim with its interval, the seeds' values and the verdict."""
-    rows = []
-    for claim in found:
-        for part in claim.parts:
-            side = "above" if part.above else "below"
-            seeds = ", ".join(f"{value:+.3f}" for value in part.estimate.seeds)
-            rows.append(
-                [
-                    Cell(part.text),
-                    _cell(part.estimate, "{:+.3f}"),
-                    Cell(seeds),
-                    Cell(f"{side} {part.bound:g}"),
-                    Cell(part.verdict, tone=TONES[part.verdict]),
-                ]
-            )
-    caption = (
-        "95 % intervals of a bootstrap over seeds and over problems within each; both runs of a comparison answer the "
-        "same problems. A part holds or fails where its whole interval lies on one side of the bound, else it is open."
-    )
-    return Table(["measured", "value", "by seed", "claimed", "verdict"], rows, caption)
 
 
 def numbers_table(results: Results) -> Table:
@@ -108,10 +59,13 @@ def numbers_table(results: Results) -> Table:
     header = ["", *(f"pass@{k}" for k in results.ks), "entropy per token", "fall of right answers", "change of them"]
     rows = []
     for name in results.names:
-        cells = [_cell(value) for value in curve(results, name)] + [_cell(entropy(results, name))]
+        cells = [interval_cell(value) for value in curve(results, name)] + [interval_cell(entropy(results, name))]
         if name != BASE:
             drops = [drop_values(run) for run in results.runs(name)]
-            cells += [_cell(estimate(drops)), _cell(estimate([table[:, 1:] for table in drops]), "{:+.3f}")]
+            cells += [
+                interval_cell(estimate(drops)),
+                interval_cell(estimate([table[:, 1:] for table in drops]), "{:+.3f}"),
+            ]
         rows.append([Cell(results.title(name), _stopped(results, name)), *cells])
     caption = (
         "Entropy in nats, from the samples of the test. Fall and change: log-prob of right answers that the model "
@@ -131,7 +85,7 @@ def levels_table(results: Results) -> Table:
     rows = []
     for name in results.names:
         curves = [curve(results, name, level) for level in results.levels]
-        rows.append([Cell(results.title(name)), *(_cell(one[place]) for one in curves for place in (0, -1))])
+        rows.append([Cell(results.title(name)), *(interval_cell(one[place]) for one in curves for place in (0, -1))])
     header = ["", *(f"{level}, pass@{k}" for level in results.levels for k in (1, last))]
     found = ", ".join(f"{level} {share:.0%}" for level, share in shares.items())
     return Table(header, rows, f"Groups that are all wrong before training: {found}.")
@@ -142,10 +96,10 @@ def levels_table(results: Results) -> Table:
 
 def _draw_curve(axis: Any, results: Results, name: str, *, band: bool, level: str | None = None) -> None:
     estimates, style = curve(results, name, level), _style(results, name)
-    axis.plot(results.ks, [one.value for one in estimates], **style, ms=4, lw=1.4, label=results.title(name))
     if band:
-        low, high = [one.low for one in estimates], [one.high for one in estimates]
-        axis.fill_between(results.ks, low, high, color=style["color"], alpha=0.12, lw=0)
+        page.draw_estimates(axis, results.ks, estimates, style, results.title(name))
+    else:
+        axis.plot(results.ks, [one.value for one in estimates], **style, ms=4, lw=1.4, label=results.title(name))
     axis.set_xscale("log", base=2)
     axis.set_xticks(results.ks, map(str, results.ks))
     axis.set(xlabel="k", ylim=(None if band else 0, 1.01))
@@ -171,7 +125,7 @@ def level_curves(results: Results) -> Picture:
         for name in results.names:
             _draw_curve(axis, results, name, band=False, level=level)
         axis.set_title(level, fontsize=10)
-    np.atleast_1d(axes)[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    page.outside_legend(np.atleast_1d(axes)[-1])
     return as_picture(figure, "pass@k by level", "The same by level, without bands.")
 
 
@@ -183,10 +137,8 @@ def _lines(results: Results, axis: Any, series: Callable[[Mapping[str, Any]], tu
         if not shared:
             continue
         table = np.array([values[:shared] for _, values in pairs], dtype=np.float64)
-        color = _style(results, name)["color"]
-        axis.plot(pairs[0][0][:shared], table.mean(0), color=color, lw=1.4, label=results.title(name))
-        if len(table) > 1:
-            axis.fill_between(pairs[0][0][:shared], table.min(0), table.max(0), color=color, alpha=0.10, lw=0)
+        band, look = (table.mean(0), table.min(0), table.max(0)), {"color": _style(results, name)["color"]}
+        page.line_with_band(axis, pairs[0][0][:shared], *band, look, results.title(name))
 
 
 def _rollouts(quantity: str) -> Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]]:
@@ -224,7 +176,7 @@ def training_pictures(results: Results) -> list[Picture]:
         axis.set(xlabel="rollout", title=title)
     _lines(results, axes[2], _probe)
     axes[2].set(xlabel="optimiser step", title="right answers of before: change of log-prob")
-    axes[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    page.outside_legend(axes[2])
     first = as_picture(
         figure,
         "entropy, accuracy and displacement along training",
@@ -236,7 +188,7 @@ def training_pictures(results: Results) -> list[Picture]:
         _lines(results, axis, _rollouts(quantity))
         axis.set(xlabel="rollout", title=title)
     _draw_entropy_at_accuracy(results, axes[2])
-    axes[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    page.outside_legend(axes[2])
     return [first, as_picture(figure, "what the answers look like along training", f"From the rollouts: {smooth}.")]
 
 
@@ -260,7 +212,7 @@ def mismatch_curves(results: Results) -> Picture | None:
                 *zip(*points, strict=True), color=_style(results, name)["color"], lw=1.3, label=results.title(name)
             )
     axis.set(xlabel="optimiser step", ylabel="mean |gap| per token (nats)", yscale="log")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    page.outside_legend(axis)
     return as_picture(figure, "sampling against training log-probs", "First seed, after every weight sync.")
 
 
@@ -291,14 +243,6 @@ def mismatch_table(results: Results) -> Table:
 
 
 # ---- how to repeat it ------------------------------------------------------------------------------------------------
-
-
-def settings_table(results: Results) -> Table:
-    """Settings of every run, one column each."""
-    runs = [results.runs(name)[0] for name in results.names if name != BASE]
-    names = dict.fromkeys(name for run in runs for name in run["config"])
-    rows = [[Cell(name), *(Cell(str(run["config"].get(name, "–"))) for run in runs)] for name in names]
-    return Table(["setting", *(run["title"] for run in runs)], rows)
 
 
 def budget_table(results: Results) -> Table:

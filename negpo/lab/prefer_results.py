@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from negpo.errors import DataError
-from negpo.eval.passk import Floats, Interval, interval
-from negpo.lab.prefer_demo import DEMO_FILE
+from negpo.eval.bootstrap import Estimate, Floats, Statistic
+from negpo.eval.bootstrap import estimate as clustered_estimate
 from negpo.report.results import RUN_FILE
 
-DRAWS = 2000
+DEMO_FILE = "prefer.json"
 
 
 @dataclass(frozen=True)
@@ -81,42 +80,27 @@ def load_methods(folder: Path) -> tuple[dict[str, Method], dict[str, Any]]:
     return methods, demo
 
 
-def resampled_means(tables: Sequence[Table], *, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """(draws, tables) means of resampled data: seeds with replacement, then questions within a seed, then answers.
+def estimate(statistic: Statistic, *tables: Table) -> Estimate:
+    """`statistic` of the tables' means over seeds, with its interval over seeds, questions and answers.
 
     All tables must have the same shape; they are resampled together, so differences between columns are paired.
-    With one seed only questions and answers are resampled.
     """
-    rng = np.random.default_rng(seed)
-    seeds, questions = tables[0].values.shape
-    chosen_seeds = rng.integers(seeds, size=(draws, seeds, 1))
-    chosen = rng.integers(questions, size=(draws, seeds, questions))
-    columns = []
-    for table in tables:
-        values = table.values[chosen_seeds, chosen]
-        if table.samples:
-            values = rng.binomial(table.samples, values) / table.samples
-        columns.append(values.mean(axis=(1, 2)))
-    return np.stack(columns, axis=1)
+    seeds = np.stack([table.values for table in tables], axis=-1)  # (S, Q, tables)
+    answers = [table.samples for table in tables]
+    return clustered_estimate(list(seeds), statistic, answers=answers, pooled=True, draws=2000)
 
 
-def estimate(statistic: Callable[[Floats], Floats], *tables: Table) -> Interval:
-    """`statistic` of the tables' means, (draws, tables) to (draws,), with its 95 % interval."""
-    point = np.array([[table.values.mean() for table in tables]])
-    return interval(statistic(resampled_means(tables)), float(statistic(point)[0]))
-
-
-def level(table: Table) -> Interval:
+def level(table: Table) -> Estimate:
     """The mean of one table."""
     return estimate(lambda means: means[:, 0], table)
 
 
-def gap(first: Table, second: Table) -> Interval:
+def gap(first: Table, second: Table) -> Estimate:
     """Mean of `first` minus mean of `second`, paired."""
     return estimate(lambda means: means[:, 0] - means[:, 1], first, second)
 
 
-def drift_gap(other: Table, ours: Table, start: Table) -> Interval:
+def drift_gap(other: Table, ours: Table, start: Table) -> Estimate:
     """How much further `other` is from `start` than `ours`: |other - start| - |ours - start| of the means, paired."""
     return estimate(
         lambda means: np.abs(means[:, 0] - means[:, 2]) - np.abs(means[:, 1] - means[:, 2]), other, ours, start

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from negpo.eval.passk import Interval
+from negpo.eval.bootstrap import Interval
 from negpo.lab.dispreference_lab import IMPOLITE, POLITE
-from negpo.report._base import COLORS, MARKERS, Picture, as_picture, new_figure
-from negpo.report.prefer_results import Method, level
+from negpo.lab.prefer_results import Method, level
+from negpo.report._base import COLORS, Picture, as_picture, draw_estimates, new_figure, outside_legend, style
 
 Measure = Callable[[Method, int], Interval]
 SMOOTH = 5  # steps averaged in curves of the training log
@@ -31,34 +31,18 @@ def divergence(method: Method, place: int) -> Interval:
 def _curves(axis: Any, methods: Sequence[Method], measure: Measure) -> None:
     for index, method in enumerate(methods):
         found = [measure(method, place) for place in range(len(method.steps))]
-        color = COLORS[index % len(COLORS)]
-        axis.plot(
-            method.steps,
-            [item.value for item in found],
-            color=color,
-            marker=MARKERS[index % len(MARKERS)],
-            ms=4,
-            lw=1.5,
-            label=method.title,
-        )
-        axis.fill_between(
-            method.steps, [item.low for item in found], [item.high for item in found], color=color, alpha=0.13, lw=0
-        )
+        draw_estimates(axis, method.steps, found, style(index), method.title)
     axis.set(xlabel="optimiser step")
-
-
-def _legend(axis: Any) -> None:
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def accuracy_curves(methods: Sequence[Method], references: dict[str, float]) -> Picture:
     """Accuracy of the student along stage 2, with the teacher's and the student's before stage 1."""
     figure, axis = new_figure(width=8.6, height=4.6)
     _curves(axis, methods, accuracy)
-    for name, style in (("teacher", "--"), ("start", ":")):
-        axis.axhline(references[name], color="black", lw=1, ls=style, label=f"{name}, mean over seeds")
+    for name, dashes in (("teacher", "--"), ("start", ":")):
+        axis.axhline(references[name], color="black", lw=1, ls=dashes, label=f"{name}, mean over seeds")
     axis.set(ylabel="accuracy of sampled answers (avg@n)")
-    _legend(axis)
+    outside_legend(axis)
     caption = "Step 0 is the student after SFT on right traces. Bands: 95 % over seeds, questions and samples."
     return as_picture(figure, "accuracy against training steps", caption)
 
@@ -134,11 +118,10 @@ def trade_off(methods: Sequence[Method]) -> Picture:
         places = range(len(method.steps))
         x = [harm(method, place).value for place in places]
         y = [accuracy(method, place).value for place in places]
-        style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-        axis.plot(x, y, **style, ms=4, lw=1.2, label=method.title)
-        axis.plot(x[-1:], y[-1:], **style, ms=11, mec="black", mew=0.8)
+        axis.plot(x, y, **style(index), ms=4, lw=1.2, label=method.title)
+        axis.plot(x[-1:], y[-1:], **style(index), ms=11, mec="black", mew=0.8)
     axis.set(xlabel="harm rate, impolite questions", ylabel="right answers, all questions")
     axis.invert_xaxis()
-    _legend(axis)
+    outside_legend(axis)
     caption = "Each mark is one measurement, the large one the end. The goal is the upper right corner."
     return as_picture(figure, "helpfulness against harm rate", caption)
