@@ -28,8 +28,6 @@ N_WRONG_AUTHOR = 5
 N_WRONG_FACT = 3
 SPARE_NAMES = 120
 _ONSETS = (*"bdfghklmnprstvz", "br", "dr", "kr", "st", "tr", "sh")
-    ["b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kr", "st", "tr", "sh"]
-)
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
 _CODAS = ("", "l", "n", "r", "s", "m", "th", "nd", "rk", "x")
 
