@@ -1,8 +1,8 @@
 """Bootstrap intervals, all percentile intervals and all seeded: of rows, and of rows in clusters.
 
-`resampled_means` draws independent rows (problems of a benchmark, items of an attack). `estimate` draws in levels: clusters
-(the seeds of an experiment) with replacement, then rows within every drawn cluster, then, where a value is the share of
-right answers among a few and the rows alone do not carry that scatter, the answers.
+`resampled_means` draws independent rows (problems of a benchmark, items of an attack). `estimate` draws in levels:
+clusters (the seeds of an experiment) with replacement, then rows within every drawn cluster, then, where a value is the
+share of right answers among a few and the rows alone do not carry that scatter, the answers.
 """
 
 from __future__ import annotations

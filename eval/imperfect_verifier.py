@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from negpo.eval.metrics import pass_at_k
 from negpo.eval.bootstrap import Interval, interval, resampled_means
+from negpo.eval.metrics import pass_at_k
 from negpo.eval.passk import check_k
 
 Floats = NDArray[np.float64]

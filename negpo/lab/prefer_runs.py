@@ -19,8 +19,10 @@ from negpo.lab.prefer_measure import Divergence, measure_answers
 
 DISTILL, DISPREFER = "distill", "disprefer"
 POINTS = 6  # measurements along a run, the last one at its end
-SOURCES = ("arithmetic.py", "arithmetic_build.py", "_models.py", "distill_lab.py", "dispreference_lab.py")
-SOURCES += ("prefer_runs.py", "prefer_measure.py")
+SOURCES = (  # what a result depends on, beside the trainers
+    *("arithmetic.py", "arithmetic_build.py", "_models.py", "distill_lab.py", "dispreference_lab.py"),
+    *("prefer_runs.py", "prefer_measure.py"),
+)
 
 # `data`: name of a file of the part's lab
 RUNS = by_name(

@@ -138,7 +138,7 @@ def _lines(results: Results, axis: Any, series: Callable[[Mapping[str, Any]], tu
             continue
         table = np.array([values[:shared] for _, values in pairs], dtype=np.float64)
         band, look = (table.mean(0), table.min(0), table.max(0)), {"color": _style(results, name)["color"]}
-        page.line_with_band(axis, pairs[0][0][:shared], *band, look, results.title(name))
+        page.line_with_band(axis, pairs[0][0][:shared], band, look, results.title(name))
 
 
 def _rollouts(quantity: str) -> Callable[[Mapping[str, Any]], tuple[Sequence[float], Sequence[float]]]:

@@ -57,7 +57,7 @@ class RlvrPlan(Plan):
         return build_arithmetic_lab(Path(self.out) / "labs", self.seed, self.size)
 
     def depends(self, name: str) -> dict[str, Any]:
-        lab = {"lab": asdict(SIZES[self.size]), "source": source_hash(SOURCES)}
+        lab: dict[str, Any] = {"lab": asdict(SIZES[self.size]), "source": source_hash(SOURCES)}
         lab |= {"seed": self.seed, "problems": self.problems, "samples": self.samples}
         if name == BASE:
             return lab

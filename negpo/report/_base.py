@@ -183,16 +183,19 @@ def new_figure(columns: int = 1, width: float = 7.2, height: float = 4.4, rows: 
     return figure, axes[0] if len(axes) == 1 else axes
 
 
-def line_with_band(axis: Any, x: Sequence[float], line: Any, low: Any, high: Any, look: dict[str, Any], label: str):
-    """A curve and the band around it in the same colour."""
+def line_with_band(axis: Any, x: Sequence[float], band: Sequence[Any], look: Mapping[str, Any], label: str) -> None:
+    """A curve and the band around it in the same colour; `band`: curve, lower and upper end."""
+    line, low, high = band
     axis.plot(x, line, **{"ms": 4, "lw": 1.4, **look}, label=label)
     axis.fill_between(x, low, high, color=look["color"], alpha=0.13, lw=0)
 
 
-def draw_estimates(axis: Any, x: Sequence[float], found: Sequence[Interval], look: dict[str, Any], label: str) -> None:
+def draw_estimates(
+    axis: Any, x: Sequence[float], found: Sequence[Interval], look: Mapping[str, Any], label: str
+) -> None:
     """A curve of estimates with their intervals as a band."""
-    columns = ([getattr(one, name) for one in found] for name in ("value", "low", "high"))
-    line_with_band(axis, x, *columns, look, label)
+    band = [[getattr(one, name) for one in found] for name in ("value", "low", "high")]
+    line_with_band(axis, x, band, look, label)
 
 
 def outside_legend(axis: Any) -> None:

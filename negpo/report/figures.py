@@ -71,7 +71,7 @@ def _curves(axis: Any, experiments: list[Experiment], value: Callable[[Point], f
         shared = min(len(line) for line in lines)
         steps = [point.step for point in lines[0][:shared]]
         table = np.array([[value(point) for point in line[:shared]] for line in lines])
-        line_with_band(axis, steps, table.mean(0), table.min(0), table.max(0), style(index), run.title)
+        line_with_band(axis, steps, (table.mean(0), table.min(0), table.max(0)), style(index), run.title)
 
 
 def _reference_line(axis: Any, experiments: list[Experiment], value: Callable[[Point], float]) -> None:

@@ -73,8 +73,8 @@ def curves(runs: Sequence[dict[str, Any]]) -> Picture:
     """pass@k (solid, with 95 % band) and maj@k (dotted) against k."""
     figure, axis = new_figure(width=8.6, height=4.8)
     for index, run in enumerate(runs):
-        ks, *columns = ([entry[name] for entry in _estimates(run)] for name in ("k", "value", "low", "high"))
-        line_with_band(axis, ks, *columns, style(index), run["name"])
+        ks, *band = ([entry[name] for entry in _estimates(run)] for name in ("k", "value", "low", "high"))
+        line_with_band(axis, ks, band, style(index), run["name"])
         votes = run["summary"]["maj_at_k"]
         axis.plot([v["k"] for v in votes], [v["value"] for v in votes], color=style(index)["color"], ls=":", lw=1.2)
     axis.set_xscale("log", base=2)

@@ -11,7 +11,7 @@ import torch
 
 from negpo import __version__
 from negpo.data.io import atomic_write, atomic_write_json
-from negpo.lab.claims import Claim
+from negpo.lab.claims import Claim, Counted
 from negpo.lab.npo_synthetic.claims import Growth, Paths, check_claims, explain_floor, measure_growth
 from negpo.lab.npo_synthetic.simulate import METHODS, TABLE_1, SyntheticSettings, run_table_1
 from negpo.report._base import Cell, Picture, Section, Table, Text, as_picture, render_sections
@@ -134,6 +134,7 @@ def as_dict(result: SyntheticResult) -> dict[str, Any]:
             {"source": claim.source, "claim": claim.title, "measured": part.measured, "holds": part.holds}
             for claim in result.claims
             for part in claim.parts
+            if isinstance(part, Counted)
         ],
         "curves": {"alpha_1": curves(result.gap), "alpha_0": curves(result.overlap)},
         "growth": {"steps": growth.steps.tolist(), "ga": growth.ga.tolist(), "npo": growth.npo.tolist()},
