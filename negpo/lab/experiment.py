@@ -70,7 +70,7 @@ class Settings(ABC):
             raise ConfigError(f"seeds {self.seeds}: give at least one, each once")
         if used := set(TUNING_SEEDS) & set(self.seeds):
             raise ConfigError(f"the settings were tuned on the labs of seed {sorted(used)}; choose other seeds")
-        known: tuple[str, ...] = type(self).__dataclass_fields__["methods"].default
+        known: Any = type(self).__dataclass_fields__["methods"].default
         if unknown := sorted(set(self.methods) - set(known)):
             raise ConfigError(f"unknown method {', '.join(unknown)}; choose from {', '.join(known)}")
         self.at_least_one("workers")

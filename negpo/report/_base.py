@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -95,20 +95,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class Section:
-    """Part of a page with its own link; blocks that are None are left out."""
+    """Part of a page with its own link; blocks that are None are left out. `fixed`: columns of tables equally wide."""
 
     title: str
     anchor: str
     blocks: Sequence[Any]
-
-
-@dataclass
-class Page:
-    """Head of a report; `links` are (title, anchor) of its sections."""
-
-    title: str
-    subtitle: str
-    links: list[tuple[str, str]] = field(default_factory=list)
+    fixed: bool = False
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -215,14 +207,7 @@ def as_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
 
 
 def render_sections(path: str | Path, title: str, subtitle: str, sections: Sequence[Section], footer: str) -> Path:
-    """Write a page made of sections; those without a block are left out. Returns the path."""
-    kept = [section for section in sections if any(block is not None for block in section.blocks)]
-    page = Page(title, subtitle, [(section.title, section.anchor) for section in kept])
-    return render_page("page.html", path, page=page, sections=kept, footer=footer)
-
-
-def render_page(template: str, path: str | Path, **context: Any) -> Path:
-    """Fill `negpo/report/<template>` (autoescaped) and write it in one piece; returns the path."""
+    """Write a page of sections (autoescaped, in one piece); those without a block are left out. Returns the path."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -232,6 +217,6 @@ def render_page(template: str, path: str | Path, **context: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    path = Path(path)
-    atomic_write(path, environment.get_template(template).render(**context))
-    return path
+    kept = [section for section in sections if any(block is not None for block in section.blocks)]
+    content = {"title": title, "subtitle": subtitle, "sections": kept, "footer": footer}
+    return atomic_write(path, environment.get_template("page.html").render(**content))

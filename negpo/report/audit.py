@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from negpo.report import audit_figures as figures
-from negpo.report._base import Cell, Page, Table, render_page
+from negpo.report._base import Card, Cards, Cell, Fold, Section, Table, Text, render_sections
 from negpo.report.unlearning import number
 
 GROUPS = {
@@ -17,15 +17,12 @@ GROUPS = {
     "preserved": ("Preserved", "What else went?"),
     "robust": ("Robust", "Is it really gone? Each line is one attack and what it brings back."),
 }
-SECTIONS = [
-    ("Verdicts", "verdicts"),
-    ("Forgetting and utility", "utility"),
-    ("Membership", "membership"),
-    ("Attacks", "attacks"),
-    ("Worst examples", "worst"),
-    ("All numbers", "numbers"),
-    ("Manifest", "manifest"),
-]
+READING = (
+    "Every value stands beside that of a model that never saw the forget set (retain model) and of the model before "
+    "unlearning (target). Intervals are 95 %, over rows; differences between models are paired by row. Pass: the whole "
+    "interval of the difference lies within the margin; fail: it lies beyond; undecided: it crosses, more rows would "
+    "tell; no power: not even the target is shown to differ from the retain model, so the line counts for nothing."
+)
 TONES = {"pass": "good", "fail": "bad", "undecided": "warn", "no power": ""}
 
 
@@ -39,26 +36,85 @@ def render_audit(path: Path, out: Path | None = None) -> Path:
         f"{len(models)} model{'s' if len(models) > 1 else ''}, suite {manifest['settings']['suite']}, "
         f"{rows['forget']} forget rows ({manifest['data']['forget']}), seed {manifest['settings']['seed']}"
     )
-    groups = [(*GROUPS[name], verdict_table(audit, name)) for name in GROUPS if lines_of(audit, name)]
-    pictures = {
-        name: getattr(figures, name)(audit) for name in ("forget_utility", "roc_curves", "relearning", "attack_bars")
-    }
-    context = {
-        "page": Page("Is it gone? An unlearning audit", subtitle, SECTIONS),
-        "cards": [card(model) for model in models],
-        "groups": groups,
-        "requirements": requirements_table(audit),
-        **pictures,
-        "membership": membership_table(audit),
-        "missing": sorted({f"{name}: {reason}" for model in models for name, reason in model["missing"].items()}),
-        "attack_notes": attack_notes(audit),
-        "worst": [worst_examples(model) for model in models],
-        "numbers": numbers_table(audit),
-        "settings": [f"{key}: {value}" for key, value in manifest["settings"].items()],
-        "manifest": manifest_lines(manifest),
-        "seconds": seconds_table(audit),
-    }
-    return render_page("audit.html", out or path.with_name("report.html"), **context)
+    sections = [
+        Section("Verdicts", "verdicts", _verdicts(audit), fixed=True),
+        Section(
+            "Forgetting and utility",
+            "utility",
+            [figures.forget_utility(audit) or note("No rows to preserve were given.")],
+        ),
+        Section(
+            "Membership inference",
+            "membership",
+            [
+                figures.roc_curves(audit) or note("Not measured; the reasons stand under all numbers."),
+                membership_table(audit),
+            ],
+        ),
+        Section("Attacks that bring knowledge back", "attacks", _attacks(audit)),
+        Section("Worst examples", "worst", _worst(models), fixed=True),
+        Section("All numbers", "numbers", _numbers(audit)),
+        Section(
+            "Manifest",
+            "manifest",
+            [
+                Text("pre", "\n".join(f"{key}: {value}" for key, value in manifest["settings"].items())),
+                Fold("Hashes and versions", [Text("pre", "\n".join(manifest_lines(manifest)))]),
+                Fold("Seconds", [seconds_table(audit)]),
+            ],
+        ),
+    ]
+    footer = "Made by negpo. Every number above is in audit.json, every row in models/*/items.jsonl."
+    place = out or path.with_name("report.html")
+    return render_sections(place, "Is it gone? An unlearning audit", subtitle, sections, footer)
+
+
+def note(text: str) -> Text:
+    return Text("note", text)
+
+
+def heading(text: str) -> Text:
+    return Text("heading", text)
+
+
+def _verdicts(audit: dict[str, Any]) -> list[Any]:
+    cards = []
+    for one in map(card, audit["models"]):
+        notes = [*(f"Warning: {warning}." for warning in one["warnings"]), *one["others"]]
+        cards.append(Card(one["title"], f"{one['headline']} lines passed", one["tone"], notes))
+    required = requirements_table(audit)
+    blocks = [Cards(cards), *([heading("Required"), required] if required else [])]
+    for name, (title, question) in GROUPS.items():
+        if lines_of(audit, name):
+            blocks += [heading(title), note(question), verdict_table(audit, name)]
+    return [*blocks, note(READING)]
+
+
+def _attacks(audit: dict[str, Any]) -> list[Any]:
+    curves, notes = figures.relearning(audit), attack_notes(audit)
+    return [
+        figures.attack_bars(audit) or note("Only the full suite attacks."),
+        *([heading("Relearning"), curves] if curves else []),
+        Fold("Notes of the attacks", [note(line) for line in notes]) if notes else None,
+    ]
+
+
+def _worst(models: Sequence[dict[str, Any]]) -> list[Fold]:
+    folds = []
+    for index, one in enumerate(map(worst_examples, models)):
+        leaks = one["leaks"] or note("None: no forget answer comes out better than from the retain model.")
+        attacked = [heading("Forget answers that attacks bring back"), one["attacked"]] if one["attacked"] else []
+        losses = one["losses"] or note("None: every answer is as complete as the target's.")
+        blocks = [heading("Forget answers that come out, beyond the retain model"), leaks, *attacked]
+        blocks += [heading("Answers that were to stay and suffered most"), losses]
+        folds.append(Fold(one["label"], blocks, open=index == 0))
+    return folds
+
+
+def _numbers(audit: dict[str, Any]) -> list[Any]:
+    missing = sorted({f"{name}: {why}" for model in audit["models"] for name, why in model["missing"].items()})
+    rest = [heading("Not available"), *map(note, missing)] if missing else []
+    return [Fold("Every metric with its interval", [numbers_table(audit)]), *rest]
 
 
 def titles(audit: dict[str, Any]) -> list[str]:

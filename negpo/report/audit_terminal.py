@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from negpo.report._base import Cell, Table, print_tables
 from negpo.report.audit import lines_of, twin_of
 from negpo.report.unlearning import number
 
@@ -23,7 +24,7 @@ def print_audit(audit: dict[str, Any], path: Path, report: Path) -> None:
         for warning in model["warnings"]:
             console.print(Text(f"warning: {warning}", "yellow"))
     if audit["requirements"]:
-        console.print(_conditions(audit))
+        print_tables({"required": _conditions(audit)}, console=console)
     console.print(f"report: {report}, numbers: {path}, rows: {path.parent / 'models'}", highlight=False, soft_wrap=True)
 
 
@@ -60,13 +61,10 @@ def _cell(line: dict[str, Any] | None, *, intervals: bool) -> Any:
     return Text(f"{mark} {values[0]}" + (f" [{values[1]}, {values[2]}]" if intervals else ""), style)
 
 
-def _conditions(audit: dict[str, Any]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("model", "condition", "value", "bound", "", title="required")
-    for outcome in audit["requirements"]:
-        mark, style = ("met", "green") if outcome["met"] else ("not met", "red")
-        value, bound = (f"{float(outcome[name]):.4g}" for name in ("value", "bound"))
-        table.add_row(outcome["model"], Text(outcome["requirement"]), value, bound, Text(mark, style))
-    return table
+def _conditions(audit: dict[str, Any]) -> Table:
+    rows = []
+    for one in audit["requirements"]:
+        end = ("met", "", "good") if one["met"] else ("not met", "", "bad")
+        value, bound = (f"{float(one[name]):.4g}" for name in ("value", "bound"))
+        rows.append([Cell(one["model"]), Cell(one["requirement"]), Cell(value), Cell(bound), Cell(*end)])
+    return Table(["model", "condition", "value", "bound", ""], rows)
