@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from negpo.eval.bootstrap import Interval, interval, resampled_means
-from negpo.eval.passk import analytic_stderr, bootstrap, default_ks, majority_at_k, pass_at_k_curve
 from negpo.data.problems import Problem
 from negpo.data.protocols import Protocol
+from negpo.eval.bootstrap import Interval, interval, resampled_means
+from negpo.eval.passk import analytic_stderr, bootstrap, default_ks, majority_at_k, pass_at_k_curve
 
 Key = tuple[str, int]
 Rows = Mapping[Key, Mapping[str, Any]]

@@ -43,8 +43,8 @@ def sample_tests(
     Args:
         names: of the model, for people and for the manifest.
     """
-    from negpo.eval.manifest import versions
     from negpo.data.problems import custom_benchmark
+    from negpo.eval.manifest import versions
     from negpo.eval.reasoning import ReasoningRun
     from negpo.models import hash_tokenizer
 
