@@ -197,12 +197,11 @@ def build_trainer(run: Run, arguments: Sequence[str]) -> Any:
     """The trainer that `negpo train METHOD ARGUMENTS` would run, silent and without checkpoints."""
     from transformers import PrinterCallback
 
-    from negpo.trainers import SCRIPTS
+    from negpo.trainers._script import build, parse
 
-    script_module = import_module(SCRIPTS.get(run.method, "negpo.trainers._script.unlearn"))
-    script, config = script_module.parse(run.method, list(arguments))
+    script, config = parse(run.method, list(arguments))
     config.disable_tqdm, config.report_to, config.save_strategy = True, [], "no"
-    trainer = script_module.build(run.method, script, config)
+    trainer = build(run.method, script, config)
     trainer.remove_callback(PrinterCallback)  # every step's log is kept in the result
     return trainer
 
