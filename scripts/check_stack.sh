@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Whether negpo works on a named set of versions: bash scripts/check_stack.sh floor|vllm|newest|FILE [options]
 #
-#   --tests "PATHS"  what pytest runs (default: the contract tests: log-probs, trainers, rollouts, reference)
+#   --tests "PATHS"  what pytest runs (default: the tests that touch other libraries most)
 #   --out FILE       append the row of the table in docs/stack.md to FILE
 #   --keep           keep the environment (default: made in $TMPDIR and removed)
 #   --env FOLDER     use an environment that exists instead of making one; its versions are read, not changed
@@ -12,7 +12,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-TESTS="tests/logprobs tests/reference tests/trainers tests/rollout"
+TESTS="tests/logprobs tests/reference tests/rollout tests/trainers/test_trainers_steps.py tests/trainers/test_preference_steps.py
+  tests/trainers/test_rl_steps.py tests/trainers/test_rl_runs.py tests/trainers/test_trainers_resume.py"
 REST=("scipy>=1.14" "scikit-learn>=1.5" "rouge-score>=0.1.2,<0.2" "math-verify>=0.9,<0.10" "jinja2>=3.1" "matplotlib>=3.9"
   "rich>=13" "pyyaml>=6" "safetensors>=0.5" "numpy>=2.0" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100")
 set_name="" out="" keep=0 env_dir="" log=""
@@ -59,7 +60,7 @@ PY="$env_dir/bin/python"
 if ((made)); then make_environment; fi
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-if (cd "$ROOT" && PYTHONPATH="$ROOT" "$PY" -m pytest -q -p no:cacheprovider $TESTS) >"$work/tests.log" 2>&1; then tests=passed; else tests=FAILED; fi
+if (cd "$ROOT" && "$PY" -m pytest -q -p no:cacheprovider $TESTS) >"$work/tests.log" 2>&1; then tests=passed; else tests=FAILED; fi
 counts="$(grep -E '^[0-9]+ (passed|failed)|^=+ .*(passed|failed|error)' "$work/tests.log" | tail -n 1 | tr -d '=' | sed 's/ in [0-9].*//; s/^ *//')"
 if smoke; then smoked=passed; else smoked=FAILED; fi
 if [[ "$tests $smoked" != "passed passed" ]]; then

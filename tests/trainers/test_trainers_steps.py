@@ -283,7 +283,7 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_split_into_micro_batches(ca
         runs.append((history(trainer, "loss"), history(trainer, "grad_norm"), history(trainer, "forget/logp")))
     for other in runs[1:]:
         for expected, seen in zip(runs[0], other, strict=True):
-            assert seen == pytest.approx(expected, rel=1e-5)
+            assert seen == pytest.approx(expected, rel=1e-5, abs=2e-6)  # GradDiff subtracts two losses of 6
 
 
 def test_the_papers_micro_batch_means_remain_available_and_do_depend_on_the_split(tmp_path):
