@@ -285,3 +285,33 @@ def test_displacement_is_the_change_of_right_answers_log_probs(tmp_path):
     trainer.train()
     expected = (state["after"] - before).mean().item()
     assert math.isclose(history(trainer, "displacement/correct")[0], expected, abs_tol=1e-5)
+
+
+LONG = [{"prompt": "example: 1 and 1 is 2. " * 3 + text} for text in ("one", "two words", "three", "4?")]
+
+
+@pytest.mark.parametrize("method", ["nsr", "grpo", "nft"])
+def test_a_prompt_that_is_run_once_for_its_group_gives_the_same_update(method, tmp_path):
+    """Forward and backward: the change of the weights is minus the gradient."""
+    settings = {"data": LONG, "batch": (8, 2), "updates_per_rollout": 1, "log_entropy": True}
+    plain = change(method, tmp_path / "plain", share_prompt="never", **settings)
+    shared = change(method, tmp_path / "shared", share_prompt="always", **settings)
+    assert plain.norm() > 1e-3
+    assert (shared - plain).norm() < 1e-6 * plain.norm() * 10
+
+
+def test_micro_batches_keep_groups_together_where_prompts_are_shared(tmp_path):
+    trainer = make_policy_trainer("grpo", tmp_path, data=LONG, batch=(8, 2), share_prompt="always")
+    seen = []
+    forward = trainer.scorer.forward
+    trainer.scorer.forward = lambda model, batch, **how: seen.append(batch) or forward(model, batch, **how)
+    trainer.train()
+    trained = [batch["group"].tolist() for batch in seen if "advantages" in batch]
+    assert trained
+    assert all(len(set(groups)) <= 2 for groups in trained)
+
+
+def test_groups_that_do_not_fill_micro_batches_are_not_given_more_of_them(tmp_path):
+    trainer = make_policy_trainer("grpo", tmp_path, data=LONG, batch=(6, 2), num_generations=4, share_prompt="always")
+    trainer.train()
+    assert trainer.state.global_step == 1

@@ -99,8 +99,10 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         self.scorer = RowScorer(
             self.accelerator,
             temperature=self.temperature,
-            size=args.per_device_train_batch_size,
+            # alone, a row is scored with the same bits in any company
+            size=1 if args.deterministic_rollouts else args.per_device_train_batch_size,
             sharded=self.sharded,
+            sharing="never" if args.deterministic_rollouts else args.share_prompt,
         )
         self.probe = DisplacementProbe(self.scorer, self.telemetry)
         self.source = RolloutSource(self, engine)
@@ -182,7 +184,10 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
 
     def plan(self, record):
         updates, slots = self.args.updates_per_rollout, self.args.gradient_accumulation_steps
-        plans = rows_.plan_updates(record, updates, self.args.per_device_train_batch_size)
+        size, groups = self.args.per_device_train_batch_size, self.scorer.keeps_groups(self.model, record)
+        plans = rows_.plan_updates(record, updates, size, groups=groups)
+        if groups and max(map(len, plans)) > slots:  # groups of an odd size do not fill their micro-batches
+            plans = rows_.plan_updates(record, updates, size)
         # Each step ends with a forward on every process, so that gradients are reduced and exist everywhere.
         forwards = self.scorer.most(torch.tensor([max(1, len(parts)) for parts in plans])).tolist()
         totals = rows_.update_totals(record, updates)

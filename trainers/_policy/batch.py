@@ -84,7 +84,13 @@ def answer_mask(record: Record) -> Tensor:
 
 def tokens_of(record: Record) -> Record:
     """Only what a forward reads."""
-    return {name: record[name] for name in ("input_ids", "labels", "lengths")}
+    return {name: record[name] for name in ("input_ids", "labels", "lengths", "group") if name in record}
+
+
+def prompt_lengths(record: Record) -> Tensor:
+    """(N,) tokens before the first labelled one: what the rows of a group have in common."""
+    answers = record["labels"] != IGNORE
+    return torch.where(answers.any(1), answers.int().argmax(1), 0)
 
 
 def dummy_row(device: torch.device) -> Record:
@@ -94,15 +100,30 @@ def dummy_row(device: torch.device) -> Record:
     return {"input_ids": ids, "labels": labels, "lengths": torch.tensor([2], device=device)}
 
 
-def by_length(rows: Tensor, lengths: Tensor, size: int) -> list[Tensor]:
+def by_length(rows: Tensor, record: Record, size: int) -> list[Tensor]:
     """``rows`` (R,) in micro-batches of at most ``size`` rows of similar length, the longest last."""
-    ordered = rows[lengths[rows].argsort(stable=True)]
+    ordered = rows[record["lengths"][rows].argsort(stable=True)]
     first = len(ordered) % size  # the short micro-batch gets the shortest rows
     return [part for part in (ordered[:first], *ordered[first:].split(size)) if len(part)]
 
 
-def plan_updates(record: Record, updates: int, size: int) -> list[list[Tensor]]:
-    """For every optimiser step the micro-batches of rows to run: live ones, sorted by length.
+def by_group(rows: Tensor, record: Record, size: int) -> list[Tensor]:
+    """``rows`` (R,) in micro-batches of at most ``size`` rows that hold groups together where they fit."""
+    parts: list[list[int]] = []
+    groups: dict[int, list[int]] = {}
+    for row in rows.tolist():
+        groups.setdefault(int(record["group"][row]), []).append(row)
+    for members in sorted(groups.values(), key=lambda rows: int(record["lengths"][rows].max())):
+        for piece in (members[i : i + size] for i in range(0, len(members), size)):
+            if parts and len(parts[-1]) + len(piece) <= size:
+                parts[-1] += piece
+            else:
+                parts.append(piece)
+    return [torch.tensor(part, device=rows.device) for part in parts]
+
+
+def plan_updates(record: Record, updates: int, size: int, *, groups: bool = False) -> list[list[Tensor]]:
+    """For every optimiser step the micro-batches of rows to run: live ones, sorted by length or kept in ``groups``.
 
     ``record`` needs lengths, live (N,) bool and group (N,) the global group number. Group g belongs to step g mod
     ``updates``: groups stay whole, and the assignment does not depend on the number of processes.
@@ -110,7 +131,7 @@ def plan_updates(record: Record, updates: int, size: int) -> list[list[Tensor]]:
     plans = []
     for update in range(updates):
         rows = (record["live"] & (record["group"] % updates == update)).nonzero().squeeze(1)
-        plans.append(by_length(rows, record["lengths"], size))
+        plans.append((by_group if groups else by_length)(rows, record, size))
     return plans
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from trl import GRPOConfig
 
 from negpo.errors import ConfigError
+from negpo.logprobs.shared import SHARING
 from negpo.objectives.policy_terms import IMPORTANCE_MODES
 from negpo.rollout import ENGINES
 from negpo.trainers._policy.reduction import NORMALIZERS
@@ -28,6 +29,7 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "engine": ENGINES,
         "adapter_sync": ("adapter", "merge"),
+        "share_prompt": SHARING,
         "normalizer": NORMALIZERS,
         "dead_groups": ("keep", "drop", "resample"),
         "partial_rewards": ("unknown", "sum"),
@@ -91,6 +93,13 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
     # rollouts
     engine: str = field(default="transformers", metadata={"help": "transformers, vllm or vllm-server."})
     engine_options: dict | str | None = field(default=None, metadata={"help": "Arguments of the engine's class."})
+    share_prompt: str = field(
+        default="auto",
+        metadata={
+            "help": "Run the prompt of a group once for all its answers, forward and backward: auto (where cheaper), "
+            "always, never."
+        },
+    )
     deterministic_rollouts: bool = field(
         default=False,
         metadata={
