@@ -21,12 +21,17 @@ class SFTConfig(PreferenceConfig):
 
 
 class SFTTrainer(PreferenceTrainer):
-    """Minimises ``negpo.objectives.nll_loss`` over the tokens of preferred answers."""
+    """Minimises ``negpo.objectives.nll_loss`` over the tokens of preferred answers.
+
+    Beside preference rows it reads ``prompt`` and ``completion``, ``messages``, ``question`` and ``answer`` (in the
+    template in which evaluations ask, see ``QATemplate``) and ``text`` (MUSE's corpora).
+    """
 
     config_class: ClassVar[type[PreferenceConfig]] = SFTConfig
     needs = (1,)
     keeps = (1,)
     unit = "chosen_tokens"
+    answers_only = True
     has_reference = False
 
     def preference_loss(self, scored: Scored):

@@ -8,9 +8,12 @@ preferred, -1 dispreferred, 0 neither) and perhaps a score. Readable: rows with
 * ``completion`` and ``label`` (TRL, unpaired): rows with the same prompt become one group
 * ``completions`` with ``labels`` (K booleans) and/or ``scores`` (K numbers)
 * ``completion``, ``group``, ``sign`` and optionally ``score``, ``complete``: this layout itself
+* for fine-tuning (``answers_only``): ``prompt`` and ``completion`` without a label, ``messages`` (every assistant
+  message answers what stands in front of it), ``question`` and ``answer`` (in the template of evaluations), ``text``
 
-Texts are strings or lists of chat messages, as in TRL. Whatever cannot be used is a DataError that names file, row and
-field, or is dropped and counted (``Problems``).
+``tools`` and ``chat_template_kwargs`` reach the chat template; other columns that TRL reads are refused by name. Texts
+are strings or lists of chat messages, as in TRL. Whatever cannot be used is a DataError that names file, row and field,
+or is dropped and counted (``Problems``).
 """
 
 import json
@@ -18,9 +21,10 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from negpo.data.chat import row_tools, template_options
 from negpo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +32,25 @@ logger = logging.getLogger(__name__)
 Text = str | list[dict[str, Any]]
 Row = dict[str, Any]
 BAD_ROWS = ("error", "drop")
+UNREAD = {  # columns that TRL's trainers read and these do not: an error, never left out without a word
+    "images": "only text is read",
+    "image": "only text is read",
+    "videos": "only text is read",
+    "ref_chosen_logps": "reference log-probs are computed, and cached, by the trainer",
+    "ref_rejected_logps": "reference log-probs are computed, and cached, by the trainer",
+    "input_ids": "texts are tokenised here",
+    "completion_mask": "labels follow from prompt and completion",
+    "assistant_masks": "labels follow from prompt and completion",
+    "seq_lengths": "rows are not packed",
+    "conversations": "rename it to messages, with role and content",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt that the question-answer template of evaluations stands around."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -35,13 +58,15 @@ class PreferenceRow:
     """One completion. ``source`` is the row of the file it came from; ``complete`` is False for a cut prefix, which
     gets no end token."""
 
-    prompt: Text
+    prompt: Text | Question
     completion: Text
     group: int
     sign: int
     source: int
     score: float | None = None
     complete: bool = True
+    tools: list[Any] | None = None  # for the chat template, as in TRL
+    options: dict[str, Any] | None = None  # the row's chat_template_kwargs
 
 
 @dataclass
@@ -76,8 +101,11 @@ class _Unusable(Exception):
         self.kind, self.field = kind, field
 
 
-def read_preferences(rows: Sequence[Row], problems: Problems) -> list[PreferenceRow]:
-    """All rows in the flat layout, group by group. A row with one bad completion is left out as a whole."""
+def read_preferences(rows: Sequence[Row], problems: Problems, *, answers_only: bool = False) -> list[PreferenceRow]:
+    """All rows in the flat layout, group by group. A row with one bad completion is left out as a whole.
+
+    ``answers_only`` also reads rows of answers without a judgement, all preferred.
+    """
     rows = list(rows)
     if not rows:
         raise DataError("there are no rows", file=problems.file)
@@ -86,7 +114,8 @@ def read_preferences(rows: Sequence[Row], problems: Problems) -> list[Preference
     signs: dict[tuple[int, str], int] = {}
     for index, row in enumerate(rows):
         try:
-            items = _read(row, index, groups)
+            items = _read_answers(row, index, groups) if answers_only else None
+            items = _with_options(_read(row, index, groups) if items is None else items, row)
             _note_signs(items, signs)
             found += items
         except _Unusable as bad:
@@ -129,10 +158,78 @@ def _read(row: Any, index: int, groups: dict[str, int]) -> list[PreferenceRow]:
     )
 
 
+def _read_answers(row: Any, index: int, groups: dict[str, int]) -> list[PreferenceRow] | None:
+    """Rows for fine-tuning; None for a row in another layout."""
+    if not isinstance(row, dict):
+        return None
+    own = f"row {index}"
+    if "messages" in row:
+        return _assistant_turns(row["messages"], index, groups)
+    if "question" in row and "answer" in row:
+        question, answer = (_plain(row, name) for name in ("question", "answer"))
+        return [PreferenceRow(Question(question), answer, _group(groups, own), 1, index)]
+    if "text" in row:
+        return [PreferenceRow("", _plain(row, "text"), _group(groups, own), 1, index, complete=False)]
+    if "completion" in row and "label" not in row and "group" not in row:
+        return [
+            PreferenceRow(_prompt(row), _completion(row["completion"], "completion"), _group(groups, own), 1, index)
+        ]
+    return None
+
+
+def _assistant_turns(messages: Any, index: int, groups: dict[str, int]) -> list[PreferenceRow]:
+    if not is_messages(messages):
+        raise _Unusable("no text", f"expected messages with role and content, found {messages!r:.80}", "messages")
+    _check_messages(messages, "messages")
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place]
+    if not places or messages[-1]["role"] != "assistant":
+        _completion(messages, "messages")  # says what is wrong with the end
+        raise _Unusable("no prompt", "nothing stands in front of the assistant's message", "messages")
+    return [
+        PreferenceRow(
+            messages[:place],
+            _completion([messages[place]], "messages"),
+            _group(groups, f"row {index}, message {place}"),
+            1,
+            index,
+        )
+        for place in places
+    ]
+
+
+def _plain(row: Row, name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise _Unusable("no text", f"expected text, found {value!r:.80}; fill it in or remove the row", name)
+    return value
+
+
+def _with_options(items: list[PreferenceRow], row: Row) -> list[PreferenceRow]:
+    """The items with the row's ``tools`` and ``chat_template_kwargs``; columns that would be dropped are refused."""
+    for name in UNREAD.keys() & row.keys():
+        if row[name] is not None:
+            raise _Unusable(f"column {name}", f"the column would not be used ({UNREAD[name]}); remove it", name)
+    given = {name: row[name] for name in ("tools", "chat_template_kwargs") if row.get(name) not in (None, [], {}, "")}
+    if not given:
+        return items
+    if any(isinstance(item.prompt, str | Question) for item in items):
+        raise _Unusable("template options", "they belong to conversations, and the prompt is text", next(iter(given)))
+    try:
+        return [
+            replace(
+                item, tools=row_tools(given.get("tools")), options=template_options(given.get("chat_template_kwargs"))
+            )
+            for item in items
+        ]
+    except DataError as error:
+        raise _Unusable("template options", str(error).split(": ", 1)[1], error.field) from error
+
+
 def _single(row: Row, index: int, groups: dict[str, int]) -> PreferenceRow:
     prompt, completion = _prompt(row), _completion(row["completion"], "completion")
     if "group" not in row:
-        key = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+        asked = [prompt, row.get("tools"), row.get("chat_template_kwargs")]
+        key = json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str)
         return PreferenceRow(prompt, completion, _group(groups, key), _sign(row, "label"), index)
     if row.get("sign") not in (-1, 0, 1) or isinstance(row["sign"], bool):
         raise _Unusable("sign is not -1, 0 or 1", f"sign is {row.get('sign')!r}; use 1, -1 or 0", "sign")

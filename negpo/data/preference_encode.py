@@ -1,8 +1,9 @@
 """Flat preference rows to token ids: prompts once per group, limits, and what was lost to them.
 
-Templates, end tokens and the border between prompt and completion follow TRL 1.16: a completion starts where the
-tokens of prompt and prompt+completion part, the smallest such place over the group. Plain text gets the end token as
-text unless it has one; conversations end as their template ends them.
+End tokens and the border between prompt and completion follow TRL 1.16: a completion starts where the tokens of prompt
+and prompt+completion part, the smallest such place over the group. Plain text gets the end token as text unless it has
+one; conversations end as their template ends them. Unlike TRL, the texts of both sides are built so that the completion
+holds all of its text (``negpo.data.chat``), and special tokens that a tokenizer appends never stand between the two.
 """
 
 import logging
@@ -10,16 +11,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
-from negpo.data.preference import PreferenceRow, Problems, Text
-from negpo.data.qa import IGNORE
+from negpo.data.chat import Message, Turn, chat_ids, common_length, reasons, render, split_turn, text_ids
+from negpo.data.preference import PreferenceRow, Problems, Question, Text
+from negpo.data.qa import IGNORE, QATemplate, encode_qa
 from negpo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 TRUNCATION = ("keep_start", "keep_end")
 OVERLONG = ("drop", "truncate")
+UNCUT = 1 << 24  # encode_qa's own limit is lifted: Limits cut, and count
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,33 @@ class EncodingReport:
 
 
 def encode_groups(
-    rows: Sequence[PreferenceRow], tokenizer: Any, limits: Limits, problems: Problems, *, append_eos: bool = False
+    rows: Sequence[PreferenceRow],
+    tokenizer: Any,
+    limits: Limits,
+    problems: Problems,
+    *,
+    append_eos: bool = False,
+    template: QATemplate | None = None,
 ) -> tuple[list[Group], EncodingReport]:
     """Token ids of all groups, and a report. Groups that lost all completions are gone.
 
     ``append_eos`` adds the end token to conversations whose template does not end with it, as TRL 0.17 did.
-    Raises DataError for a prompt that fills ``max_length`` (unless ``problems`` drops it) and when nothing is left.
+    ``template`` is around questions and answers.
+
+    Raises DataError for a prompt that fills ``max_length`` or a conversation that the chat template cannot show whole
+    (unless ``problems`` drops them) and when nothing is left.
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no eos token; answers could not end. Set tokenizer.eos_token")
     report, groups = EncodingReport(), []
     for _, members in groupby(rows, key=lambda row: row.group):
-        group = _limit(_encode(list(members), tokenizer, append_eos, report), limits, problems, report)
+        try:
+            group = _encode(list(members), tokenizer, append_eos, report, template)
+        except DataError as error:
+            message = str(error).removeprefix(f"row {error.row}: ")
+            problems.add("rows that the chat template cannot show whole", message, error.row or 0, error.field)
+            continue
+        group = _limit(group, limits, problems, report)
         if group is not None and len(group):
             groups.append(group)
     report.groups, report.completions = len(groups), sum(map(len, groups))
@@ -117,11 +135,23 @@ def encode_groups(
     return groups, report
 
 
-def _encode(members: list[PreferenceRow], tokenizer: Any, append_eos: bool, report: EncodingReport) -> Group:
+def _encode(
+    members: list[PreferenceRow],
+    tokenizer: Any,
+    append_eos: bool,
+    report: EncodingReport,
+    template: QATemplate | None,
+) -> Group:
     prompt = members[0].prompt
-    prompt_ids = _ids(tokenizer, prompt, add_generation_prompt=True)
-    whole = [_whole_ids(tokenizer, prompt, member, append_eos) for member in members]
-    border = min(_common(prompt_ids, ids) for ids in whole)
+    if isinstance(prompt, Question):
+        prompt_ids, whole = _question_ids(tokenizer, prompt, members, template)
+    elif isinstance(prompt, str):
+        prompt_ids = _ids(tokenizer, prompt)
+        whole = [_whole_ids(tokenizer, prompt, member) for member in members]
+    else:
+        prompt_ids, whole = _conversation_ids(tokenizer, prompt, members, append_eos, report)
+    border = min(common_length(prompt_ids, ids) for ids in whole)
+    border = max(border, 1) if prompt == "" else border  # a text's first token is predicted by nothing
     report.counts["prompts whose last tokens merge with the answer"] += border < len(prompt_ids)
     open_ended = sum(
         member.complete and tokenizer.eos_token_id not in ids[border:]
@@ -130,37 +160,81 @@ def _encode(members: list[PreferenceRow], tokenizer: Any, append_eos: bool, repo
     report.counts["completions without the tokenizer's end token (chat template)"] += open_ended
     report.counts = +report.counts  # without zeros
     return Group(
-        prompt_ids[:border],
+        whole[0][:border],
         [ids[border:] for ids in whole],
         [member.sign for member in members],
         [member.score for member in members],
         [0] * len(members),
         members[0].source,
-        prompt,
+        prompt.text if isinstance(prompt, Question) else prompt,
     )
 
 
-def _whole_ids(tokenizer: Any, prompt: Text, row: PreferenceRow, append_eos: bool) -> list[int]:
-    completion = row.completion
-    if isinstance(prompt, str) and isinstance(completion, str):
-        ends = not row.complete or completion.endswith(tokenizer.eos_token)
-        return _ids(tokenizer, prompt + completion + ("" if ends else tokenizer.eos_token))
-    if isinstance(prompt, str) or isinstance(completion, str):
-        raise DataError(
-            "prompt and completion must both be texts or both be conversations", row=row.source, field="completion"
+def _question_ids(
+    tokenizer: Any, prompt: Question, members: list[PreferenceRow], template: QATemplate | None
+) -> tuple[list[int], list[list[int]]]:
+    """As evaluations ask: ``template`` around question and answer, nothing cut (limits come later)."""
+    if template is None:
+        raise ConfigError("the rows are questions and answers, which needs a template; pass template=QATemplate(...)")
+    items = [
+        encode_qa(tokenizer, template, prompt.text, str(member.completion), max_length=UNCUT) for member in members
+    ]
+    starts = [next(i for i, label in enumerate(item["labels"]) if label != IGNORE) for item in items]
+    return items[0]["input_ids"][: min(starts)], [item["input_ids"] for item in items]
+
+
+def _whole_ids(tokenizer: Any, prompt: str, row: PreferenceRow) -> list[int]:
+    if not isinstance(row.completion, str):
+        raise _different_kinds(row)
+    ends = not row.complete or row.completion.endswith(tokenizer.eos_token)
+    return _ids(tokenizer, prompt + row.completion + ("" if ends else tokenizer.eos_token))
+
+
+def _conversation_ids(
+    tokenizer: Any, prompt: list[Message], members: list[PreferenceRow], append_eos: bool, report: EncodingReport
+) -> tuple[list[int], list[list[int]]]:
+    """One prompt for all: it leaves thinking open where one of the answers reasons."""
+    if mixed := next((member for member in members if not isinstance(member.completion, list)), None):
+        raise _different_kinds(mixed)
+    thinking = "on" if any(reasons(cast("list[Message]", member.completion)) for member in members) else "off"
+    prompt_ids: list[int] = []
+    whole = []
+    for member in members:
+        turn = _turn(tokenizer, prompt, member, thinking)
+        report.counts["completions with text that the chat template would have dropped, kept"] += turn.kept
+        answer = turn.answer if member.complete else turn.answer.removesuffix(turn.end)
+        ids = chat_ids(tokenizer, turn.prompt + answer)
+        ends = not append_eos or not member.complete or ids[-1] == tokenizer.eos_token_id
+        whole.append(ids if ends else [*ids, tokenizer.eos_token_id])
+        prompt_ids = prompt_ids or chat_ids(tokenizer, turn.prompt)
+    return prompt_ids, whole
+
+
+def _turn(tokenizer: Any, prompt: list[Message], member: PreferenceRow, thinking: str) -> Turn:
+    try:
+        return split_turn(
+            tokenizer,
+            prompt,
+            cast("list[Message]", member.completion),
+            thinking=thinking,
+            tools=member.tools,
+            **(member.options or {}),
         )
-    if not row.complete:
-        return _ids(tokenizer, [*prompt, *completion], continue_final_message=True)
-    ids = _ids(tokenizer, [*prompt, *completion])
-    return [*ids, tokenizer.eos_token_id] if append_eos and ids[-1] != tokenizer.eos_token_id else ids
+    except DataError as error:
+        raise DataError(str(error), row=member.source) from error
+
+
+def _different_kinds(row: PreferenceRow) -> DataError:
+    return DataError(
+        "prompt and completion must both be texts or both be conversations", row=row.source, field="completion"
+    )
 
 
 def _ids(tokenizer: Any, text: Text, **options: Any) -> list[int]:
+    """Of plain text, or of a conversation; ``options`` are those of ``render``."""
     if isinstance(text, str):
-        return list(tokenizer(text)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise ConfigError("the rows are conversations but the tokenizer has no chat template; set one or pass texts")
-    return list(tokenizer.apply_chat_template(text, tokenize=True, return_dict=True, **options)["input_ids"])
+        return text_ids(tokenizer, text)
+    return chat_ids(tokenizer, render(tokenizer, text, **options))
 
 
 def prefixed_prompt_ids(tokenizer: Any, prompt: Text, prefix: str) -> list[int]:
@@ -168,18 +242,15 @@ def prefixed_prompt_ids(tokenizer: Any, prompt: Text, prefix: str) -> list[int]:
     if isinstance(prompt, str):
         return _ids(tokenizer, prefix + prompt)
     head, rest = (prompt[0]["content"] + "\n\n", prompt[1:]) if prompt[0]["role"] == "system" else ("", prompt)
-    return _ids(tokenizer, [{"role": "system", "content": head + prefix}, *rest], add_generation_prompt=True)
+    return _ids(tokenizer, [{"role": "system", "content": head + prefix}, *rest], ask=True)
 
 
 def continuation_ids(tokenizer: Any, prompt: Text, prefix: str) -> list[int]:
     """Ids from which a model continues an answer that begins with ``prefix``."""
     if isinstance(prompt, str):
         return _ids(tokenizer, prompt + prefix)
-    return _ids(tokenizer, [*prompt, {"role": "assistant", "content": prefix}], continue_final_message=True)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    turn = split_turn(tokenizer, prompt, [{"role": "assistant", "content": prefix}], thinking="off")
+    return chat_ids(tokenizer, turn.prompt + turn.answer.removesuffix(turn.end))
 
 
 def _limit(group: Group, limits: Limits, problems: Problems, report: EncodingReport) -> Group | None:

@@ -2,7 +2,7 @@
 
 The rules are those of locuslab/open-unlearning (`src/data/utils.py`, `configs/model/*.yaml`), so that probabilities
 agree with the published ones: special tokens on, right truncation on the tag path only, and an end-of-sequence token
-appended after truncation when the last id is not one already.
+appended after truncation when the last id is not one already. Where answers begin: see ``LabelRule``.
 """
 
 import hashlib
@@ -11,15 +11,29 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from negpo.errors import DataError
+from negpo.data.chat import (
+    DATE,
+    THINKING,
+    common_length,
+    fixed_date,
+    split_turn,
+    template_text,
+    text_ids,
+    turn_ids,
+)
+from negpo.errors import ConfigError, DataError
 
 IGNORE = -100
 HELPFUL = "You are a helpful assistant."
-DATE = "10 Apr 2025"  # fixed by open-unlearning for templates that print today's date
+TEMPLATE_FILE = "negpo_template.json"
 
 Item = dict[str, list[int]]
+LabelRule = Literal["answer", "published"]
+"""Which tokens of a prompt that merges with its answer are labelled (BPE base models: "Answer: " + "Paris" is one token
+" Paris"). ``answer``: all that hold text of the answer; the rule for training. ``published``: from the prompt's length
+on, as open-unlearning's code does, which loses the first token; the rule behind published evaluations."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,9 @@ class QATemplate:
     """How a question and an answer become one text.
 
     With ``chat_template`` the tokenizer's own template is used; else the tags, with ``system_prompt`` (special tokens
-    included) in front.
+    included) in front. ``thinking`` matters to chat templates with think blocks only (Qwen3, GLM, DeepSeek-R1): "off"
+    asks for the answer at once, an empty block belongs to the prompt; "on" asks as the template does by default, and
+    the empty block is part of the answer. Dates that a template prints are always ``date_string``, or 10 Apr 2025.
     """
 
     chat_template: bool = False
@@ -37,15 +53,26 @@ class QATemplate:
     assistant_start: str = "Answer: "
     assistant_end: str = "\n\n"
     date_string: str | None = None
+    thinking: str = "off"
+
+    def __post_init__(self) -> None:
+        if self.thinking not in THINKING:
+            raise ConfigError(f"thinking is {self.thinking!r}; choose one of {', '.join(THINKING)}")
 
     @classmethod
     def for_model(cls, name_or_path: str, tokenizer: Any) -> "QATemplate":
-        """The published evaluations' template for a model family, recognised by name, else by its chat template.
+        """The template that a model was trained with, where its folder says so (``TEMPLATE_FILE``), else the published
+        evaluations' one for its family, recognised by name, else by its chat template.
 
         Llama-2-chat uses its [INST] tags, other chat models their own template, base models "Question: … Answer: …".
         """
+        return cls.saved_in(name_or_path) or cls.published(name_or_path, tokenizer)
+
+    @classmethod
+    def published(cls, name_or_path: str, tokenizer: Any) -> "QATemplate":
+        """The published evaluations' template for a model family."""
         name = "/".join(Path(name_or_path).parts[-2:]).lower()
-        template = getattr(tokenizer, "chat_template", None) or ""
+        template = template_text(tokenizer)
         if ("llama-2" in name and "chat" in name) or "<<SYS>>" in template:
             return cls(user_start="[INST] ", user_end=" [/INST]", assistant_start="", assistant_end=" ")
         if not template or any(base in name for base in ("llama-2", "phi-1_5")):
@@ -54,6 +81,30 @@ class QATemplate:
             return cls(chat_template=True)
         dated = "<|start_header_id|>" in template or "zephyr" in name
         return cls(chat_template=True, system_prompt=HELPFUL, date_string=DATE if dated else None)
+
+    @classmethod
+    def saved_in(cls, folder: str | Path) -> "QATemplate | None":
+        """What ``save`` wrote into a model's folder; None where there is none. DataError when it is unreadable."""
+        path = Path(folder) / TEMPLATE_FILE
+        if not folder or not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8"))["template"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"not a readable template ({error}); delete it to use the family's", file=str(path)
+            ) from error
+
+    def save(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write the template beside a model that was trained with it."""
+        from negpo.data.io import atomic_write_json
+
+        atomic_write_json(Path(folder) / TEMPLATE_FILE, {"template": asdict(self), "sha256": self.hash(tokenizer)})
+
+    def differences(self, other: "QATemplate") -> str:
+        """The settings in which two templates differ, both values shown; empty when they are the same."""
+        ours, theirs = asdict(self), asdict(other)
+        return ", ".join(f"{key}: {ours[key]!r} / {theirs[key]!r}" for key in ours if ours[key] != theirs[key])
 
     def hash(self, tokenizer: Any = None) -> str:
         """SHA-256 over the settings and, when they use it, the tokenizer's chat template."""
@@ -70,26 +121,33 @@ def encode_qa(
     max_length: int = 512,
     shots: Sequence[tuple[str, str]] = (),
     generation: bool = False,
+    labels: LabelRule = "answer",
 ) -> Item:
     """One question and answer as ``{"input_ids", "labels"}``.
 
-    Labels are -100 on the prompt. With ``generation`` the input is the prompt alone and the labels are all ids, prompt
-    included. ``shots`` are solved examples in front. ``max_length`` cuts prompt and answer on the tag path only. Warns
-    when the prompt's ids are not the beginning of the full ids (a merge across the border): labels then start at the
-    prompt's length, as in the reference.
+    Labels are -100 on the prompt; ``labels`` is the rule for a token that holds the end of the prompt and the beginning
+    of the answer. With ``generation`` the input is the prompt alone and the labels are all ids, prompt included.
+    ``shots`` are solved examples in front. ``max_length`` cuts prompt and answer on the tag path only. The rule
+    "published" warns when an answer token is lost to it.
+
+    Raises DataError when a chat template's text cannot be shown to hold the whole answer.
     """
     if template.chat_template:
-        full, prompt = _chat_ids(tokenizer, template, question, answer, shots)
+        prompt, full = _chat_ids(tokenizer, template, question, answer, shots)
     else:
-        full, prompt = _tag_ids(tokenizer, template, question, answer, shots, max_length)
+        prompt, full = _tag_ids(tokenizer, template, question, answer, shots, max_length)
     if not full or full[-1] != tokenizer.eos_token_id:
         full = [*full, tokenizer.eos_token_id]
     start = len(prompt)
     if full[:start] != prompt:
-        warnings.warn(
-            "the prompt's token ids are not the beginning of prompt plus answer; labels start at the prompt's length",
-            stacklevel=2,
-        )
+        if labels == "published":
+            warnings.warn(
+                "the prompt's token ids are not the beginning of prompt plus answer; labels start at the prompt's "
+                "length, as in the published evaluations: the answer's first token is not scored",
+                stacklevel=2,
+            )
+        else:
+            start = common_length(prompt, full)
     if generation:
         return {"input_ids": prompt, "labels": full}
     return {"input_ids": full, "labels": [IGNORE] * min(start, len(full)) + full[start:]}
@@ -105,6 +163,7 @@ def encode_rows(
     max_length: int = 512,
     file: str = "rows",
     drop_empty: bool = False,
+    labels: LabelRule = "answer",
 ) -> tuple[list[Item], list[int]]:
     """Items of many rows, and the row number each comes from.
 
@@ -113,7 +172,7 @@ def encode_rows(
     """
     items, kept = [], []
     for index, row in enumerate(rows):
-        item = encode_qa(tokenizer, template, row[question], row[answer], max_length=max_length)
+        item = encode_qa(tokenizer, template, row[question], row[answer], max_length=max_length, labels=labels)
         if has_answer(item, tokenizer.eos_token_id, max_length):
             items.append(item)
             kept.append(index)
@@ -157,9 +216,9 @@ def encode_text(
 
     The sequence is cut to the prefix's ids plus ``max_length``. With ``generation`` the input is the prefix alone.
     """
-    prefix_ids = list(tokenizer(prefix, add_special_tokens=True)["input_ids"])
+    prefix_ids = text_ids(tokenizer, prefix)
     joined = prefix + (" " if insert_space else "") + text
-    full = list(tokenizer(joined, add_special_tokens=True)["input_ids"])[: len(prefix_ids) + max_length]
+    full = text_ids(tokenizer, joined)[: len(prefix_ids) + max_length]
     start = max(1, len(prefix_ids))
     labels = [IGNORE] * min(start, len(full)) + full[start:]
     return {"input_ids": prefix_ids if generation else full, "labels": labels}
@@ -167,16 +226,13 @@ def encode_text(
 
 def _chat_ids(tokenizer, template, question, answer, shots) -> tuple[list[int], list[int]]:
     messages = [{"role": "system", "content": template.system_prompt}] if template.system_prompt else []
-    for shot_question, shot_answer in (*shots, (question, answer)):
+    for shot_question, shot_answer in shots:
         messages.append({"role": "user", "content": shot_question})
         messages.append({"role": "assistant", "content": shot_answer})
-    # return_dict=False: since transformers 5 the default is a BatchEncoding, not ids
-    options = {"tokenize": True, "return_dict": False}
-    if template.date_string is not None:
-        options["date_string"] = template.date_string
-    full = tokenizer.apply_chat_template(messages, add_generation_prompt=False, **options)
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **options)
-    return list(full), list(prompt)
+    messages.append({"role": "user", "content": question})
+    options = {} if template.date_string is None else fixed_date(tokenizer, template.date_string)
+    said = [{"role": "assistant", "content": answer}]
+    return turn_ids(tokenizer, split_turn(tokenizer, messages, said, thinking=template.thinking, **options))
 
 
 def _tag_ids(tokenizer, template, question, answer, shots, max_length) -> tuple[list[int], list[int]]:
@@ -185,5 +241,4 @@ def _tag_ids(tokenizer, template, question, answer, shots, max_length) -> tuple[
         prompt += template.user_start + shot_question + template.user_end
         prompt += template.assistant_start + shot_answer + template.assistant_end
     prompt += template.user_start + question + template.user_end + template.assistant_start
-    options = {"add_special_tokens": True, "max_length": max_length, "truncation": True}
-    return list(tokenizer(prompt + answer, **options)["input_ids"]), list(tokenizer(prompt, **options)["input_ids"])
+    return text_ids(tokenizer, prompt)[:max_length], text_ids(tokenizer, prompt + answer)[:max_length]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from negpo.data.preference import Problems, read_preferences
 from negpo.data.preference_encode import Group, encode_groups
+from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError
 from negpo.logprobs import LogprobBatch, model_token_logprobs
 from negpo.logprobs.shared import choose_shared_layout
@@ -38,6 +39,7 @@ class PreferenceTrainer(OfflineTrainer):
         processing_class: tokenizer; default: the model's.
         ref_model: another reference than the starting model.
         peft_config: train a LoRA adapter.
+        template: SFT: what stands around question/answer rows; default: what evaluations of the model use.
 
     Logged, averaged since the last log: ``loss/NAME``; for ``chosen``, ``rejected`` and ``samples``: ``/logp`` (per
     token), ``/sequence_logp``, ``/length``, ``/tokens``, ``/p_above_99``, ``/log_ratio`` (with a reference) and
@@ -53,6 +55,7 @@ class PreferenceTrainer(OfflineTrainer):
     keeps: tuple[int, ...] = (1, -1)  # signs that are trained on; others are left out
     unit: ClassVar[str] = "pairs"  # what the objective averages over: one of UNITS
     has_reference: ClassVar[bool] = True
+    answers_only: ClassVar[bool] = False  # also reads rows of answers that nobody judged
     logged_stats: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -65,10 +68,12 @@ class PreferenceTrainer(OfflineTrainer):
         peft_config: Any = None,
         callbacks: list | None = None,
         optimizers: tuple = (None, None),
+        template: QATemplate | None = None,
     ):
         args = args if args is not None else self.config_class(output_dir=f"{type(self).__name__}-output")
         self.check_arguments(args, train_dataset, ref_model, peft_config)
         tokenizer = load_tokenizer(model, processing_class)
+        self.template = self.choose_template(model, tokenizer, template)
         dataset = self.encode(args, tokenizer, train_dataset)
         check_vocabulary(model, tokenizer, dataset.rows)
         model = load_model(model, args.model_init_kwargs)
@@ -101,6 +106,13 @@ class PreferenceTrainer(OfflineTrainer):
 
     # ---- before training ------------------------------------------------------------------------------------------
 
+    def choose_template(self, model: Any, tokenizer: Any, given: QATemplate | None) -> QATemplate | None:
+        """Around question/answer rows; only methods that read them have one."""
+        if given is not None and not self.answers_only:
+            raise ConfigError(f"template would be ignored: {type(self).__name__} reads no question/answer rows")
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return (given or QATemplate.for_model(name, tokenizer)) if self.answers_only else None
+
     def check_arguments(self, args, train_dataset, ref_model, peft_config) -> None:
         if not isinstance(args, self.config_class):
             raise ConfigError(f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(args).__name__}")
@@ -114,9 +126,12 @@ class PreferenceTrainer(OfflineTrainer):
     def encode(self, args: PreferenceConfig, tokenizer: Any, train_dataset: Any) -> PreferenceDataset:
         """Validated, tokenised groups that hold every sign the method needs."""
         problems = Problems("train_dataset", args.bad_rows)
-        rows = [row for row in read_preferences(train_dataset, problems) if row.sign in self.keeps]
+        found = read_preferences(train_dataset, problems, answers_only=self.answers_only)
+        rows = [row for row in found if row.sign in self.keeps]
         problems.counts.clear()  # told by read_preferences
-        groups, self.report = encode_groups(rows, tokenizer, args.limits(), problems, append_eos=args.append_eos)
+        groups, self.report = encode_groups(
+            rows, tokenizer, args.limits(), problems, append_eos=args.append_eos, template=self.template
+        )
         groups = self.complete_groups(groups, problems)
         if args.pairs == "first":
             groups = [group.select(_first_of_each_sign(group)) for group in groups]

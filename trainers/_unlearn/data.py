@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from negpo.data.chat import Turn, chat_ids, common_length, row_tools, split_turn, template_options, text_ids
 from negpo.data.collate import pad_batch
-from negpo.data.qa import IGNORE, QATemplate, encode_qa, encode_text, has_answer
+from negpo.data.preference import UNREAD, is_messages
+from negpo.data.qa import IGNORE, QATemplate, encode_qa, encode_text
 from negpo.errors import DataError
 from negpo.trainers._run.rows import Encoded, draw
 
@@ -32,12 +34,48 @@ def check_rows(rows: Sequence[Row], name: str) -> list[Row]:
         if not isinstance(row, dict):
             raise DataError(f"expected a dict with fields, found {type(row).__name__}", file=name, row=index)
         fields = _format_of(row, name, index)
-        for key in fields if fields[0] != "input_ids" else ():
-            if not isinstance(row[key], str):
-                raise DataError(f"expected text, found {type(row[key]).__name__}", file=name, row=index, field=key)
-            if not row[key].strip():
-                raise DataError("the text is empty; fill it in or remove the row", file=name, row=index, field=key)
+        _check_columns(row, fields, name, index)
+        if fields[0] == "input_ids":
+            _check_ids(row, name, index)
+        elif fields[0] != "prompt" or not all(is_messages(row[key]) for key in fields):
+            for key in fields:
+                _check_text(row[key], name, index, key)
     return rows
+
+
+def _check_text(value: Any, name: str, index: int, key: str) -> None:
+    if not isinstance(value, str):
+        hint = "; prompt and completion must both be texts or both be messages" if is_messages(value) else ""
+        raise DataError(f"expected text, found {type(value).__name__}{hint}", file=name, row=index, field=key)
+    if not value.strip():
+        raise DataError("the text is empty; fill it in or remove the row", file=name, row=index, field=key)
+
+
+def _check_columns(row: Row, fields: tuple[str, ...], name: str, index: int) -> None:
+    """DataError for a column that TRL reads and this row's format does not."""
+    chat = fields[0] == "prompt" and is_messages(row["prompt"])
+    for key in (UNREAD.keys() | {"tools", "chat_template_kwargs", "messages"}) & row.keys() - set(fields):
+        if row[key] in (None, [], {}, "") or (chat and key in ("tools", "chat_template_kwargs")):
+            continue
+        reason = UNREAD.get(key, "it belongs to a prompt and a completion that are conversations")
+        raise DataError(f"the column would not be used ({reason}); remove it", file=name, row=index, field=key)
+
+
+def _check_ids(row: Row, name: str, index: int) -> None:
+    for key in ("input_ids", "labels"):
+        values = row[key]
+        if not isinstance(values, Sequence) or not all(type(value) is int for value in values):
+            raise DataError("expected a list of whole numbers", file=name, row=index, field=key)
+    if len(row["input_ids"]) != len(row["labels"]) or not row["input_ids"]:
+        raise DataError(
+            f"{len(row['input_ids'])} input_ids and {len(row['labels'])} labels; one label for each id, -100 where "
+            "none is trained",
+            file=name,
+            row=index,
+            field="labels",
+        )
+    if min(row["input_ids"]) < 0 or min(row["labels"]) < IGNORE:
+        raise DataError("negative ids; labels that are not trained are -100", file=name, row=index, field="labels")
 
 
 def _format_of(row: Row, name: str, index: int) -> tuple[str, ...]:
@@ -81,11 +119,14 @@ def encode_rows(
     """
     encoded, kept, cut = [], [], 0
     for index, row in enumerate(rows):
-        item = _encode(row, tokenizer, template, max_length)
+        try:
+            item = _encode(row, tokenizer, template, max_length)
+        except DataError as error:
+            raise DataError(str(error), file=name, row=index) from error
         cut += len(item["input_ids"]) > max_length + 1  # the template may append one eos after its own truncation
         if len(item["input_ids"]) > max_length + 1:
             item = {key: values[:max_length] for key, values in item.items()}
-        if not _has_target(item, tokenizer, row):
+        if not has_target(item, row, tokenizer, max_length):
             raise DataError(
                 f"no answer token is left after cutting to max_length={max_length}; raise it or shorten the row",
                 file=name,
@@ -113,9 +154,7 @@ def _encode(row: Row, tokenizer: Any, template: QATemplate, max_length: int) -> 
     if "question" in row:
         return encode_qa(tokenizer, template, row["question"], row["answer"], max_length=max_length)
     if "prompt" in row:
-        prompt = list(tokenizer(row["prompt"])["input_ids"])
-        answer = [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
+        return _encode_completion(row, tokenizer)
     if "text" in row:
         # encode_text counts max_length after the (here empty) prefix, whose ids may hold a bos
         return {
@@ -124,10 +163,26 @@ def _encode(row: Row, tokenizer: Any, template: QATemplate, max_length: int) -> 
     return {"input_ids": list(row["input_ids"]), "labels": list(row["labels"])}
 
 
-def _has_target(item: Encoded, tokenizer: Any, row: Row) -> bool:
-    if "question" in row:
-        return has_answer(item, tokenizer.eos_token_id)
-    return any(label != IGNORE for label in item["labels"][1:])
+def _encode_completion(row: Row, tokenizer: Any) -> Encoded:
+    """Texts end with the end token; conversations end as their template does."""
+    if is_messages(row["prompt"]):
+        options = template_options(row.get("chat_template_kwargs"))
+        tools = row_tools(row.get("tools"))
+        turn: Turn = split_turn(tokenizer, row["prompt"], row["completion"], thinking="off", tools=tools, **options)
+        prompt, whole = chat_ids(tokenizer, turn.prompt), chat_ids(tokenizer, turn.prompt + turn.answer)
+    else:
+        prompt = text_ids(tokenizer, row["prompt"])
+        whole = text_ids(tokenizer, row["prompt"] + row["completion"])
+        whole += [] if whole[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
+    start = common_length(prompt, whole)
+    return {"input_ids": whole, "labels": [IGNORE] * start + whole[start:]}
+
+
+def has_target(item: Encoded, row: Row, tokenizer: Any, max_length: int) -> bool:
+    """Whether a label is left that belongs to the answer; a lone end token does not, unless nothing was cut."""
+    labelled = [label for label in item["labels"][1:] if label != IGNORE]
+    cut = len(item["input_ids"]) > max_length
+    return bool(labelled) and not ("question" in row and cut and labelled == [tokenizer.eos_token_id])
 
 
 @dataclass
