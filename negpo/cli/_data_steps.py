@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
+from negpo.cli._flags import natural, number, output_folder, positive
 
 if TYPE_CHECKING:
     from negpo.data.problems import Problem
@@ -27,16 +28,18 @@ def add_parser(kinds) -> None:
     )
     parser.add_argument("--eval", required=True, metavar="FOLDER", help="folder written by `negpo eval`")
     parser.add_argument("--model", required=True, help="model that wrote the solutions: folder or Hub id")
-    parser.add_argument("--out", required=True, help="folder for step_rows.jsonl and report.json")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder for step_rows.jsonl and report.json")
     add_benchmark_flags(parser)
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
-    parser.add_argument("--best-of", type=int, default=5, help="K: a prefix is worth the chance of best-of-K from it")
-    parser.add_argument("--rollouts", type=int, default=10, help="per prefix; the paper's number is not known")
-    parser.add_argument("--max-wrong", type=int, default=8, help="wrong solutions per question")
+    parser.add_argument(
+        "--best-of", type=positive, default=5, help="K: a prefix is worth the chance of best-of-K from it"
+    )
+    parser.add_argument("--rollouts", type=positive, default=10, help="per prefix; the paper's number is not known")
+    parser.add_argument("--max-wrong", type=positive, default=8, help="wrong solutions per question")
     parser.add_argument("--separator", default="\n", help="ends a step; default: a line")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="of a roll-out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=number(0), default=1.0)
+    parser.add_argument("--max-new-tokens", type=positive, default=512, help="of a roll-out")
+    parser.add_argument("--seed", type=natural, default=0)
 
 
 def run(args: argparse.Namespace) -> int:

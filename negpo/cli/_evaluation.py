@@ -24,11 +24,10 @@ class Bars:
     """A progress bar per stage; as a context it gives the ``report`` callback of a harness."""
 
     def __init__(self, title: str):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+        from negpo.progress import progress_bar
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar, self.title = Progress(*columns), title
-        self.tasks: dict[str, TaskID] = {}
+        self.bar, self.title = progress_bar(), title
+        self.tasks: dict[str, Any] = {}
 
     def __enter__(self):
         self.bar.start()
@@ -52,8 +51,9 @@ def membership_note(detail: dict[str, Any]) -> str:
 
 def show_metrics(title: str, result: Any, note: Any, out: Any) -> None:
     """Print a result's metrics with ``note(name, detail)`` beside each, what is missing and why, and where it lies."""
-    from rich.console import Console
     from rich.table import Table
+
+    from negpo.progress import plain_console
 
     table = Table(title=title)
     table.add_column("metric")
@@ -63,6 +63,6 @@ def show_metrics(title: str, result: Any, note: Any, out: Any) -> None:
         table.add_row(name, f"{value:.4g}", note(name, result.details.get(name, {})))
     for name, reason in result.missing.items():
         table.add_row(name, "-", reason, style="dim")
-    console = Console()
+    console = plain_console()
     console.print(table)
     console.print(f"results: {out / 'summary.json'}, per row: {out / 'rows.jsonl'}", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from negpo.cli._flags import natural, number, output_folder, positive
 from negpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,26 +32,30 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--retain", required=True, help="a model that never saw the forget set: the control")
     parser.add_argument("--suite", default="standard", choices=("quick", "standard", "full"), help=SUITES)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/audit"), help="folder; an interrupted audit goes on in it"
+        "--out", type=output_folder, default=Path("runs/audit"), help="folder; an interrupted audit goes on in it"
     )
     data = parser.add_argument_group("data")
     data.add_argument("--forget", default="locuslab/TOFU", help="folder or Hub id in TOFU's schema, or a file of rows")
     data.add_argument("--split", default="forget10", help="forget split of a folder or Hub id")
     data.add_argument("--retain-data", help="file of rows to preserve; default: the folder's own")
     data.add_argument("--holdout", help="file of rows that no model was trained on; default: the folder's own")
-    data.add_argument("--limit", type=int, help="first rows of every set only")
+    data.add_argument("--limit", type=positive, help="first rows of every set only")
     verdict = parser.add_argument_group("verdict")
     verdict.add_argument(
         "--require", action="append", default=[], metavar="CONDITION", help="exit with 1 unless every model meets it"
     )
-    verdict.add_argument("--leak-margin", type=float, default=0.2, help="share of the target's knowledge that may stay")
-    verdict.add_argument("--utility-margin", type=float, default=0.1, help="share of the retain model's that may go")
-    verdict.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the attacks")
+    verdict.add_argument(
+        "--leak-margin", type=number(0, 1), default=0.2, help="share of the target's knowledge that may stay"
+    )
+    verdict.add_argument(
+        "--utility-margin", type=number(0, 1), default=0.1, help="share of the retain model's that may go"
+    )
+    verdict.add_argument("--seed", type=natural, default=0, help="of the bootstrap and of the attacks")
     how = parser.add_argument_group("how it is run; results do not depend on batches")
-    how.add_argument("--max-new-tokens", type=int, default=200, help="per answer")
+    how.add_argument("--max-new-tokens", type=positive, default=200, help="per answer")
     how.add_argument("--template", default="auto", choices=("auto", "chat", "tags"), help="prompt template")
-    how.add_argument("--batch-rows", type=int, default=64)
-    how.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens per batch")
+    how.add_argument("--batch-rows", type=positive, default=64)
+    how.add_argument("--batch-tokens", type=positive, default=8192, help="padded tokens per batch")
     how.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     how.add_argument("--device", help="default: cuda if there is one, else cpu")
 
@@ -150,11 +155,9 @@ class _Progress:
     def __enter__(self):
         if not self.enabled:
             return None
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from negpo.progress import progress_bar
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.bar = progress_bar(transient=True, stderr=True)
         self.task = self.bar.add_task("reading models", total=None)
         self.bar.start()
         return self.report

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from negpo.cli import _data_alternates, _data_rationales, _data_steps
 from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
+from negpo.cli._flags import natural, output_folder
 
 if TYPE_CHECKING:
     from negpo.data.redi import GradedProblem, REDIFilters, REDIReport
@@ -26,15 +27,15 @@ def add_parser(subparsers) -> None:
     source.add_argument("--eval", nargs="+", metavar="FOLDER", help="folders written by `negpo eval`")
     source.add_argument("--openr1", metavar="SOURCE", help="rows of OpenR1-Math-Raw: file, folder or Hub id")
     redi.add_argument("--tokenizer", required=True, help="folder or Hub id; lengths are counted with it")
-    redi.add_argument("--out", required=True, help="folder for the two files and report.json")
+    redi.add_argument("--out", type=output_folder, required=True, help="folder for the two files and report.json")
     add_benchmark_flags(redi)
     redi.add_argument("--split", default="train", help="--openr1: split")
-    redi.add_argument("--max-prompt-tokens", type=int, default=800, help="0: no limit")
-    redi.add_argument("--max-trace-tokens", type=int, default=19_000, help="0: no limit")
+    redi.add_argument("--max-prompt-tokens", type=natural, default=800, help="0: no limit")
+    redi.add_argument("--max-trace-tokens", type=natural, default=19_000, help="0: no limit")
     redi.add_argument("--exclude-source", nargs="*", default=["cn_k12"], help="--openr1: sources left out")
     redi.add_argument("--keep-unfinished", action="store_true", help="--eval: keep traces cut by the sampling limit")
     redi.add_argument("--system-prompt", help="put in front of every question")
-    redi.add_argument("--seed", type=int, default=42, help="of the shuffle")
+    redi.add_argument("--seed", type=natural, default=42, help="of the shuffle")
     _data_steps.add_parser(kinds)
     _data_rationales.add_parser(kinds)
     _data_alternates.add_parser(kinds)
@@ -51,11 +52,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _redi(args: argparse.Namespace) -> int:
-    from transformers import AutoTokenizer
-
     from negpo.data.io import atomic_write_json
     from negpo.data.redi import REDIFilters, REDIReport, build_sets
     from negpo.errors import ConfigError
+    from negpo.models import load_tokenizer
 
     filters = REDIFilters(
         max_prompt_tokens=args.max_prompt_tokens or None,
@@ -65,7 +65,7 @@ def _redi(args: argparse.Namespace) -> int:
     )
     report = REDIReport()
     problems = _problems(args, filters, report)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    tokenizer = load_tokenizer(args.tokenizer)
     if filters.max_prompt_tokens and tokenizer.chat_template is None:
         raise ConfigError(
             f"{args.tokenizer} has no chat template; prompts cannot be counted. Pass --max-prompt-tokens 0"

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from negpo.cli._flags import natural, output_folder, positive
+
 JOBS = {  # module of negpo.lab, its settings, its function
     "unlearn": ("demo", "DemoSettings", "run_demo"),
     "reason": ("reason_demo", "ReasonDemoSettings", "run_reason_demo"),
@@ -25,22 +27,22 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("job", nargs="?", default="unlearn", choices=tuple(JOBS), help=jobs)
     out = "folder for labs, results and report.html (default: runs/demo or runs/JOB)"
-    parser.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=out)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="worlds to build; reason takes one")
+    parser.add_argument("--out", type=output_folder, default=argparse.SUPPRESS, help=out)
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0], help="worlds to build; reason takes one")
     parser.add_argument("--size", default="default", choices=("default", "tiny"), help="tiny: seconds, learns nothing")
     parser.add_argument("--fresh", action="store_true", help="delete the folder first instead of going on")
     methods = "of unlearn, rlvr or prefer; default: all; an unknown name is answered with the list"
     parser.add_argument("--methods", nargs="+", help=methods)
-    parser.add_argument("--workers", type=int, default=2, help="child processes at once, one thread each")
+    parser.add_argument("--workers", type=positive, default=2, help="child processes at once, one thread each")
     unlearn = parser.add_argument_group("unlearn")
     unlearn.add_argument("--tofu", type=Path, help="folder of the published TOFU files: the real questions, forget01")
-    unlearn.add_argument("--every", type=int, default=5, help="optimiser steps between evaluations")
+    unlearn.add_argument("--every", type=positive, default=5, help="optimiser steps between evaluations")
     reason = parser.add_argument_group("reason and rlvr")
-    reason.add_argument("--samples", type=int, default=64, help="drawn per problem; the largest k")
+    reason.add_argument("--samples", type=positive, default=64, help="drawn per problem; the largest k")
     problems = "the first of the lab's 500 test problems (default: 100 for reason, 300 for rlvr)"
-    reason.add_argument("--problems", type=int, default=argparse.SUPPRESS, help=problems)
+    reason.add_argument("--problems", type=positive, default=argparse.SUPPRESS, help=problems)
     rlvr = parser.add_argument_group("rlvr")
-    rlvr.add_argument("--steps", type=int, help="optimiser steps per method; default: the recipes'")
+    rlvr.add_argument("--steps", type=positive, help="optimiser steps per method; default: the recipes'")
     rlvr.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help="draws the rollouts")
 
 

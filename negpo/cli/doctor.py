@@ -18,9 +18,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
         print(json.dumps(report.as_dict(), indent=2))
     else:
-        from rich.console import Console
+        from negpo.progress import plain_console
 
-        console = Console()
+        console = plain_console()
         console.print(*health.tables(report))
         console.print(*health.advice(report), sep="\n", soft_wrap=True)  # a wrapped command cannot be copied
     return 0 if report.core_usable else 1

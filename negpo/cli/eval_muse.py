@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from negpo.cli._evaluation import Bars, add_model_flags, load_model, membership_note, show_metrics
+from negpo.cli._flags import number, output_folder, positive
 from negpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_muse_parser(subparsers) -> None:
     models.add_argument("--model", help="checkpoint folder or Hub id to measure")
     models.add_argument("--checkpoints", nargs="+", metavar="MODEL", help="one checkpoint per fold, in order")
     parser.add_argument("--corpus", required=True, choices=("news", "books"))
-    parser.add_argument("--out", required=True, type=Path, help=GOES_ON)
+    parser.add_argument("--out", type=output_folder, required=True, help=GOES_ON)
     parser.add_argument(
         "--data", help="Hub id or folder of <configuration>/<split>.json (default: the corpus's Hub id)"
     )
@@ -37,14 +38,14 @@ def add_muse_parser(subparsers) -> None:
     retain = parser.add_argument_group("the retain model, for PrivLeak").add_mutually_exclusive_group()
     retain.add_argument("--retain-log", type=Path, help="its log: ours, or open-unlearning's MUSE_EVAL.json")
     retain.add_argument("--retain-model", help="checkpoint folder or Hub id; its log is computed first")
-    retain.add_argument("--retain-auc", type=float, help="its AUC as a number, in the orientation of --mode")
+    retain.add_argument("--retain-auc", type=number(0, 1), help="its AUC as a number, in the orientation of --mode")
     retain.add_argument("--is-retain", action="store_true", help="--model is the retain model: write its log")
     parser.add_argument("--target", help="the model before unlearning; equal weights are refused")
-    parser.add_argument("--limit", type=int, help="first rows of every set only")
+    parser.add_argument("--limit", type=positive, help="first rows of every set only")
     parser.add_argument("--no-generate", action="store_true", help="skip generation: no VerbMem, no KnowMem")
-    parser.add_argument("--max-length", type=int, default=2048, help="tokens of a text (open-unlearning)")
-    parser.add_argument("--batch-rows", type=int, default=64, help="rows per batch; does not change results")
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens per batch")
+    parser.add_argument("--max-length", type=positive, default=2048, help="tokens of a text (open-unlearning)")
+    parser.add_argument("--batch-rows", type=positive, default=64, help="rows per batch; does not change results")
+    parser.add_argument("--batch-tokens", type=positive, default=8192, help="padded tokens per batch")
     add_model_flags(parser)
     parser.set_defaults(eval_run=run_muse)
 
@@ -134,14 +135,15 @@ def _show(args: argparse.Namespace, model: str, result: "MuseResult", out: Path)
 
 
 def _show_folds(rows: list[dict[str, Any]], headline: str, path: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from negpo.progress import plain_console
 
     names = [name for name in rows[0] if name not in ("fold", "model", "interval") and not name.startswith("mia_")]
     table = Table("fold", "model", *names, title=f"{headline} against the fold")
     for row in rows:
         table.add_row(str(row["fold"]), row["model"], *(f"{row[name]:.4g}" if name in row else "-" for name in names))
-    console = Console()
+    console = plain_console()
     console.print(table)
     console.print(f"results: {path}", highlight=False, soft_wrap=True)
 

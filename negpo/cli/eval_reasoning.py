@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from negpo.cli._flags import natural, number, output_folder, positive
+
 if TYPE_CHECKING:
     from negpo.data.problems import Problem
     from negpo.data.protocols import Protocol
@@ -21,20 +23,24 @@ def add_reasoning_parsers(subparsers) -> None:
         if name == "custom":
             parser.add_argument("--benchmark-file", required=True, metavar="YAML", help="name, data, fields, kind")
         parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-        parser.add_argument("--out", required=True, help="folder of the run; an existing one is continued")
+        parser.add_argument(
+            "--out", type=output_folder, required=True, help="folder of the run; an existing one is continued"
+        )
         parser.add_argument("--data", help="local file or folder instead of the Hub")
         parser.add_argument("--protocol", default="chat", help="card: nsr, ngrpo, nft, resrl, redi, qwen, chat, lab")
         parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm", "vllm-server"))
         parser.add_argument("--server", help="address of a running `vllm serve`, for --engine vllm-server")
-        parser.add_argument("--seed", type=int, default=0, help="samples depend on it, the problem and the sample only")
-        parser.add_argument("--limit", type=int, help="first problems only")
-        parser.add_argument("--k", type=int, nargs="+", help="refuse at once if one of these exceeds n")
+        parser.add_argument(
+            "--seed", type=natural, default=0, help="samples depend on it, the problem and the sample only"
+        )
+        parser.add_argument("--limit", type=positive, help="first problems only")
+        parser.add_argument("--k", type=positive, nargs="+", help="refuse at once if one of these exceeds n")
         overrides = parser.add_argument_group("changes to the card (its name then ends in *)")
-        overrides.add_argument("--n", type=int)
-        overrides.add_argument("--temperature", type=float)
-        overrides.add_argument("--top-p", type=float)
-        overrides.add_argument("--top-k", type=int)
-        overrides.add_argument("--max-new-tokens", type=int)
+        overrides.add_argument("--n", type=positive)
+        overrides.add_argument("--temperature", type=number(0))
+        overrides.add_argument("--top-p", type=number(0, 1, exclude_low=True))
+        overrides.add_argument("--top-k", type=natural)
+        overrides.add_argument("--max-new-tokens", type=positive)
         overrides.add_argument("--grader", help="default, math_verify, qwen, nsr, hendrycks, prm800k")
         parser.set_defaults(eval_run=run_reasoning)
 
@@ -121,8 +127,9 @@ def _engine(args: argparse.Namespace, tokenizer: Any) -> RolloutEngine:
 
 
 def _show(summary: dict[str, Any], args: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from negpo.progress import plain_console
 
     table = Table(title=f"{summary['benchmark']}, protocol {summary['protocol']}, grader {summary['grader']}")
     for heading in ("k", "pass@k", "95 % interval", "maj@k", "95 % interval"):
@@ -130,7 +137,7 @@ def _show(summary: dict[str, Any], args: argparse.Namespace) -> None:
     for passed, voted in zip(summary["pass_at_k"], summary["maj_at_k"], strict=True):
         values = [f"{passed['value']:.4f}", _bounds(passed)] if "value" in passed else ["-", "unknown verdicts"]
         table.add_row(str(passed["k"]), *values, f"{voted['value']:.4f}", _bounds(voted))
-    console = Console()
+    console = plain_console()
     console.print(table)
     rates = ", ".join(f"{name.replace('_', ' ')} {entry['value']:.2%}" for name, entry in summary["rates"].items())
     console.print(f"{summary['problems']} problems x {summary['n']} samples; {rates}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from negpo.cli._evaluation import Bars, add_model_flags, load_model, membership_note, show_metrics
+from negpo.cli._flags import output_folder, positive
 from negpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def add_tofu_parser(subparsers) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id to measure")
-    parser.add_argument("--out", required=True, type=Path, help="result folder; an interrupted run in it goes on")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, help="result folder; an interrupted run in it goes on"
+    )
     parser.add_argument("--data", default="locuslab/TOFU", help="Hub id, or a folder with <configuration>.json files")
     parser.add_argument("--forget", default="forget10", help="forget split")
     parser.add_argument("--mode", default="open-unlearning", choices=("open-unlearning", "tofu-original"))
@@ -34,14 +37,14 @@ def add_tofu_parser(subparsers) -> None:
     parser.add_argument("--target", help="the model before unlearning; equal weights are refused")
     parser.add_argument("--reference-model", help="adds the reference attack of membership inference")
     parser.add_argument("--gradnorm", action="store_true", help="adds the gradient-norm attack (one backward per row)")
-    parser.add_argument("--limit", type=int, help="first rows of every set only")
+    parser.add_argument("--limit", type=positive, help="first rows of every set only")
     parser.add_argument("--no-generate", action="store_true", help="skip generation: no ROUGE, no model utility")
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="per answer (open-unlearning)")
+    parser.add_argument("--max-new-tokens", type=positive, default=200, help="per answer (open-unlearning)")
     parser.add_argument("--question-key", default="question", choices=("question", "paraphrased_question"))
     parser.add_argument("--template", default="auto", choices=("auto", "chat", "tags"), help="prompt template")
     parser.add_argument("--eos-hole", action="store_true", help="mask eos inside prompts where pad = eos, as published")
-    parser.add_argument("--batch-rows", type=int, default=64, help="rows per batch; does not change results")
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens per batch")
+    parser.add_argument("--batch-rows", type=positive, default=64, help="rows per batch; does not change results")
+    parser.add_argument("--batch-tokens", type=positive, default=8192, help="padded tokens per batch")
     add_model_flags(parser)
     parser.set_defaults(eval_run=run_tofu)
 

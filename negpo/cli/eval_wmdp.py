@@ -1,10 +1,10 @@
 """``negpo eval wmdp | mmlu``: multiple-choice accuracy through lm-eval, with the checks that bare numbers lack."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from negpo.cli._evaluation import Bars, add_model_flags, load_model, show_metrics
+from negpo.cli._flags import natural, output_folder, positive
 
 ABOUT = {
     "wmdp": "WMDP: hazardous knowledge in biology, chemistry and cybersecurity (chance is one in four)",
@@ -22,14 +22,18 @@ def add_wmdp_parsers(subparsers) -> None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         parser.add_argument("--model", required=True, help="checkpoint folder or Hub id to measure")
-        parser.add_argument("--out", required=True, type=Path, help="result folder; an interrupted run in it goes on")
+        parser.add_argument(
+            "--out", type=output_folder, required=True, help="result folder; an interrupted run in it goes on"
+        )
         parser.add_argument("--data", help="folder of <subset>_test.json files instead of the Hub")
         parser.add_argument("--tasks", nargs="+", default=[], help=f"some tasks only, e.g. {benchmark}_…")
-        parser.add_argument("--batch-size", type=int, default=16, help="questions' choices per batch")
+        parser.add_argument("--batch-size", type=positive, default=16, help="questions' choices per batch")
         parser.add_argument("--chat-template", action="store_true", help="ask through the tokenizer's chat template")
         if benchmark == "mmlu":
-            parser.add_argument("--num-fewshot", type=int, default=0, help="examples per prompt, from the dev split")
-        parser.add_argument("--limit", type=int, help="first questions of every task only")
+            parser.add_argument(
+                "--num-fewshot", type=natural, default=0, help="examples per prompt, from the dev split"
+            )
+        parser.add_argument("--limit", type=positive, help="first questions of every task only")
         add_model_flags(parser)
         parser.set_defaults(eval_run=run_choices)
 
@@ -58,8 +62,8 @@ def _note(name: str, detail: dict[str, Any]) -> str:
 
 
 def _show_warnings(warnings: list[str]) -> None:
-    from rich.console import Console
+    from negpo.progress import plain_console
 
-    console = Console()
+    console = plain_console()
     for warning in warnings:
         console.print(f"note: {warning}", style="yellow", soft_wrap=True)

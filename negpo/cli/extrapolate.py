@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from negpo.cli._flags import number, output_folder
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
@@ -18,9 +20,9 @@ def add_parser(subparsers) -> None:
     other.add_argument("--away-from", metavar="MODEL", help="the fine-tune to walk away from")
     other.add_argument("--mix", metavar="MODEL", help="the unlearned model to mix with")
     parser.add_argument("--origin", metavar="MODEL", help="where the fine-tune started; default: the model")
-    parser.add_argument("--weight", type=float, help="how far to walk (MUSE: 1)")
-    parser.add_argument("--ratio", type=float, help="--mix: share of the first model")
-    parser.add_argument("--out", required=True, help="new folder of the result")
+    parser.add_argument("--weight", type=number(-1e6, 1e6), help="how far to walk (MUSE: 1)")
+    parser.add_argument("--ratio", type=number(0, 1), help="--mix: share of the first model")
+    parser.add_argument("--out", type=output_folder, required=True, help="new folder of the result")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from negpo.cli._flags import natural, output_folder
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("lab", help="build the embedded world and its models", description=__doc__)
@@ -14,18 +16,17 @@ def add_parser(subparsers) -> None:
     )
     kinds = "authors: target and retain model for unlearning; arithmetic: problems and a model for pass@k and RL"
     build.add_argument("--kind", default="authors", choices=("authors", "arithmetic"), help=kinds)
-    build.add_argument("--out", type=Path, default=Path("runs/labs"), help="folder for labs")
-    build.add_argument("--seed", type=int, default=0, help="which world")
+    build.add_argument("--out", type=output_folder, default=Path("runs/labs"), help="folder for labs")
+    build.add_argument("--seed", type=natural, default=0, help="which world")
     build.add_argument("--size", default="default", choices=("default", "tiny"), help="tiny: seconds, learns nothing")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
-    from rich.console import Console
-
     from negpo.lab import build_lab
     from negpo.lab.arithmetic_build import build_arithmetic_lab
+    from negpo.progress import plain_console
 
-    console = Console()
+    console = plain_console()
     if args.kind == "arithmetic":
         arithmetic = build_arithmetic_lab(args.out, args.seed, args.size)
         console.print(f"lab:   {arithmetic.root}", f"model: {arithmetic.model}", sep="\n", soft_wrap=True)

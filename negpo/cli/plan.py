@@ -3,6 +3,8 @@
 import argparse
 import math
 
+from negpo.cli._flags import number
+
 DEVICES = ("a100", "h100", "h200", "cpu")
 
 
@@ -20,7 +22,7 @@ def add_parser(subparsers) -> None:
     add("--devices", type=int, default=1, help="on all machines together")
     add("--device", choices=DEVICES, default="h100", help="memory, speed and bandwidth of one (default: h100)")
     add("--device-memory", help="such as 80GiB, instead of the device's own")
-    add("--device-tflops", type=float, help="dense peak, instead of the device's own")
+    add("--device-tflops", type=number(0, exclude_low=True), help="dense peak, instead of the device's own")
     add("--sequence-length", type=int, default=2048, help="tokens of a row, prompt and answer (default: 2048)")
     add("--answer-share", type=float, default=1.0, help="share of the tokens that are scored (default: 1)")
     add("--micro-batch", type=int, default=4, help="per_device_train_batch_size (default: 4)")
@@ -48,13 +50,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
         print(json.dumps(plan.as_dict(), indent=2))
     else:
-        from rich.console import Console
-
         from negpo.plan import render
+        from negpo.progress import plain_console
 
-        console = Console()
+        console = plain_console()
         console.print(*render.tables(plan))
-        console.print(*render.verdict(plan), sep="\n", soft_wrap=True, markup=False)
+        console.print(*render.verdict(plan), sep="\n", soft_wrap=True)
     return 0 if plan.fits else 1
 
 
@@ -94,15 +95,13 @@ def settings_of(args: argparse.Namespace):
 
 def _measured(path: str) -> tuple[float, float]:
     """(operations per second of the device, share reached) from a file of scripts/bench_scaling.py."""
-    import json
-    from pathlib import Path
-
+    from negpo.data.io import read_json
     from negpo.errors import DataError
 
+    values = read_json(path)
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
         return float(values["flops"]), float(values["utilisation"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"needs the numbers flops and utilisation ({type(error).__name__}: {error})", file=path
         ) from error

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from negpo.cli._flags import output_file
+
 LAYOUT = """\
 DIR is the --out folder of `negpo demo`, or a folder made by hand:
 
@@ -26,12 +28,14 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", type=Path, metavar="DIR", nargs="+", help="folder of results")
-    parser.add_argument("--out", type=Path, help="HTML file; default: report.html in the first DIR")
+    parser.add_argument("--out", type=output_file, help="HTML file; default: report.html in the first DIR")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     from negpo.errors import ConfigError
 
+    if missing := [str(folder) for folder in args.results if not folder.is_dir()]:
+        raise ConfigError(f"there is no folder {missing[0]}; give the --out folder of negpo demo or negpo eval")
     first = args.results[0]
     if (first / "samples.jsonl").is_file():
         from negpo.report.reasoning import render_reasoning_report

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from negpo.cli._flags import output_folder, positive
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
@@ -14,8 +16,10 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("spec", help="YAML file, or the name of a shipped one: lab")
-    parser.add_argument("--out", default="runs/sweep", help="folder for trials, logs and the leaderboard")
-    parser.add_argument("--workers", type=int, default=1, help="processes at once, one thread each")
+    parser.add_argument(
+        "--out", type=output_folder, default="runs/sweep", help="folder for trials, logs and the leaderboard"
+    )
+    parser.add_argument("--workers", type=positive, default=1, help="processes at once, one thread each")
     parser.add_argument("--report-only", action="store_true", help="judge what is finished, run nothing")
 
 
@@ -24,13 +28,10 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     from negpo.configs import CONFIGS
     from negpo.data.io import atomic_write_json
-    from negpo.errors import ConfigError
     from negpo.lab.sweep.run import RESULT_FILE, judge, run_sweep
     from negpo.lab.sweep.spec import read_spec
     from negpo.report.leaderboard import to_markdown, write_leaderboard
 
-    if args.workers < 1:
-        raise ConfigError(f"--workers is {args.workers}; it must be at least 1")
     shipped = CONFIGS / "sweeps" / f"{args.spec}.yaml"
     path = shipped if not Path(args.spec).is_file() and shipped.is_file() else Path(args.spec)
     if args.report_only:

@@ -91,6 +91,65 @@ def parse_json_line(line: str, file: str, number: int) -> Any:
         ) from error
 
 
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object of a file. DataError, in one line, for whatever else is there."""
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:  # bad syntax; more digits or brackets than Python reads
+        raise DataError(f"not readable as JSON ({_first_line(error)})", file=str(path)) from error
+    return _mapping(value, path)
+
+
+def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """The mapping of a YAML file, ``{}`` for an empty one. DataError, in one line, for whatever else is there.
+
+    A key that stands twice is refused: YAML would take the last one without a word.
+    """
+    import yaml
+
+    class OnceLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            if twice := [key for i, key in enumerate(keys) if isinstance(key, str) and key in keys[:i]]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {twice[0]!r} stands there twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    try:
+        value = yaml.load(_text(path), OnceLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise DataError(f"not readable as YAML ({place}{problem})", file=str(path)) from error
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:  # impossible dates, unhashable keys
+        raise DataError(f"not readable as YAML ({_first_line(error)})", file=str(path)) from error
+    return {} if value is None else _mapping(value, path)
+
+
+def _text(path: str | os.PathLike) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text (byte {error.start}); convert the file to UTF-8", file=str(path)) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"the file cannot be read ({reason})", file=str(path)) from error
+
+
+def _mapping(value: Any, path: str | os.PathLike) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"expected keys with values, found {type(value).__name__}", file=str(path))
+    if unusual := [key for key in value if not isinstance(key, str)]:
+        raise DataError(f"the key {unusual[0]!r} is not text; put it in quotes", file=str(path))
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def repair_jsonl(path: Path) -> None:
     """Make the file end in a complete line: cut a torn last line, or add the newline a complete one lacks."""
     if not path.exists() or path.stat().st_size == 0:

@@ -211,18 +211,24 @@ def custom_benchmark(path: str | Path) -> tuple[Benchmark, str]:
     `fields` maps `question`, `gold`, `id`, `level` and `subject` to column names of the data; `data` may be relative to
     the YAML file. Returns the benchmark and its data source.
     """
-    import yaml
+    from negpo.data.io import read_yaml
 
-    spec = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(spec, dict):
-        raise ConfigError(f"{path}: expected keys such as name and data, found {type(spec).__name__}")
+    spec = read_yaml(path)
     known = {"name", "data", "split", "kind", "fields"}
     if unknown := sorted(set(spec) - known):
         raise ConfigError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
     if missing := [key for key in ("name", "data") if not spec.get(key)]:
         raise ConfigError(f"{path}: the key '{missing[0]}' is missing")
     columns = {"question": "question", "gold": "answer", "id": "id", "level": "level", "subject": "subject"}
-    columns |= spec.get("fields") or {}
+    fields = spec.get("fields") or {}
+    for name in ("name", "data", "split", "kind"):
+        if not isinstance(spec.get(name), str | None):
+            raise ConfigError(f"{path}: {name} is {spec[name]!r}; it must be text")
+    if not isinstance(fields, dict) or not all(isinstance(column, str) for column in fields.values()):
+        raise ConfigError(f"{path}: fields is {fields!r}; it maps {', '.join(columns)} to names of columns")
+    if unknown := [name for name in fields if name not in columns]:
+        raise ConfigError(f"{path}: fields has the unknown key {unknown[0]!r}; known are {', '.join(columns)}")
+    columns |= fields
     beside = Path(path).parent / str(spec["data"])
     source = str(beside) if beside.exists() else str(spec["data"])
 
@@ -230,4 +236,4 @@ def custom_benchmark(path: str | Path) -> tuple[Benchmark, str]:
         values = {name: row.get(column) for name, column in columns.items()}
         return {name: None if value is None else str(value) for name, value in values.items()}
 
-    return Benchmark(str(spec["name"]), None, spec.get("split", "test"), read, kind=spec.get("kind")), source
+    return Benchmark(str(spec["name"]), None, spec.get("split") or "test", read, kind=spec.get("kind")), source

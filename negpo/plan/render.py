@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from negpo.plan import Plan
@@ -58,7 +57,7 @@ def _model(plan: Plan) -> Table:
         ("a forward", f"{s.rows} rows of {s.sequence_length} tokens, {s.answer_tokens:,} of {s.tokens:,} scored"),
         ("gradient checkpointing", "on" if s.gradient_checkpointing else "off"),
     ]
-    return _table(escape(f"negpo plan {shape.name}"), ("", ""), rows)
+    return _table(f"negpo plan {shape.name}", ("", ""), rows)
 
 
 def _memory(plan: Plan) -> list[Table]:

@@ -79,14 +79,7 @@ def _with_recipe(method: str, argv: list[str], known: set[str]) -> list[str]:
 
 
 def _read(path: Path) -> dict[Any, Any]:
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"{path} is not a list of 'key: value' lines")
-    return recipe
-
+XX
 
 def _nearest(key: str, known: Iterable[str], dashes: str = "") -> str:
     close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
