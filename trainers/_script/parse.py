@@ -4,13 +4,12 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import yaml
 from trl import TrlParser
 
 from negpo.configs import recipe_path
+from negpo.data.io import read_yaml
 from negpo.errors import ConfigError
 from negpo.trainers import METHODS, SCRIPTS
 
@@ -71,15 +70,15 @@ def _with_recipe(method: str, argv: list[str], known: set[str]) -> list[str]:
     if place == len(argv):
         raise ConfigError("--config needs a file or the name of a shipped recipe")
     path = recipe_path(argv[place])
-    for key, value in _read(path).items():
+    recipe = read_yaml(path)
+    if not recipe:
+        raise ConfigError(f"{path} holds no settings: write 'key: value' lines")
+    for key, value in recipe.items():
         if key not in known:
-            belongs = _belongs(str(key), value, method)
-            raise ConfigError(f"{path}: {belongs or f'unknown key {key!r}{_nearest(str(key), known)}'}")
+            belongs = _belongs(key, value, method)
+            raise ConfigError(f"{path}: {belongs or f'unknown key {key!r}{_nearest(key, known)}'}")
     return [*argv[:place], str(path), *argv[place + 1 :]]
 
-
-def _read(path: Path) -> dict[Any, Any]:
-XX
 
 def _nearest(key: str, known: Iterable[str], dashes: str = "") -> str:
     close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from negpo.data.io import read_yaml
 from negpo.errors import ConfigError
 from negpo.methods import of_family
 
@@ -126,14 +127,7 @@ def read_spec(path: str | Path) -> SweepSpec:
 
     Raises ConfigError that names the file and the key.
     """
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} is not a list of 'key: value' lines")
+    found = read_yaml(path)
     if unknown := sorted(set(found) - KEYS):
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(KEYS))}")
     for key in ("methods", "steps", "trials"):
