@@ -20,6 +20,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "relearn_retain": partial(Relearn, source="retain"),
     "quantise_8bit": partial(Quantise, bits=8, group=None),
     "quantise_4bit": partial(Quantise, bits=4, group=128),
+    "quantise_nf4": partial(Quantise, bits=4, group=None, scheme="nf4"),
     "prompting": Prompting,
     "sampling": Sample,
     "logit_lens": LogitLens,

@@ -82,6 +82,7 @@ def small():
         "relearn_retain": relearning,
         "quantise_8bit": generating,
         "quantise_4bit": {**generating, "group": 5},
+        "quantise_nf4": generating,
         "prompting": {**generating, "shots": 1, "families": ("paraphrase", "in_context", "prefix", "language")},
         "sampling": {**generating, "n": 4},
         "logit_lens": {},
