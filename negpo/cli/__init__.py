@@ -11,7 +11,21 @@ import sys
 from collections.abc import Sequence
 
 from negpo import __version__
-from negpo.cli import audit, data, demo, doctor, eval, extrapolate, lab, plan, report, reproduce, sweep, train
+from negpo.cli import (
+    audit,
+    data,
+    demo,
+    doctor,
+    eval,
+    extrapolate,
+    lab,
+    meta_eval,
+    plan,
+    report,
+    reproduce,
+    sweep,
+    train,
+)
 from negpo.cli._hub import quiet_retries
 from negpo.errors import NegpoError, TrainingInterrupted
 
@@ -23,6 +37,7 @@ COMMANDS = {
     "audit": audit,
     "report": report,
     "sweep": sweep,
+    "meta-eval": meta_eval,
     "extrapolate": extrapolate,
     "lab": lab,
     "plan": plan,

@@ -99,6 +99,7 @@ def run_trial(
         subjects.walk_away(trainer.model, subject, [walk * w for w in LINE], watch)
     if failure is None:
         trainer.model.save_pretrained(folder / "model")
+        subject.tokenizer.save_pretrained(folder / "model")
     return {
         "key": trial_key(spec, seed, method, number),
         "seed": seed,
