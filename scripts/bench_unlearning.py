@@ -16,6 +16,10 @@ column), and so is the reference model of the usual code. The pass that fills ou
 
     python scripts/bench_unlearning.py --out bench_unlearning.md        # Linux, about 3 minutes on 2 cores
     python scripts/bench_unlearning.py --vocab 5000 --hidden 56 --layers 1 --repeats 1
+
+A real model on real rows, times only (``--clock cpu`` for a busy machine, ``--bf16`` for autocast of all variants):
+
+    python scripts/bench_unlearning.py --model runs/models/smollm2 --forget forget01.json --retain retain99.json
 """
 
 from __future__ import annotations
@@ -31,12 +35,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from negpo.trainers import NPOConfig, NPOTrainer
 
@@ -45,8 +50,10 @@ BETA = 0.1
 VARIANTS = ("ours", "floor", "answer-floor", "usual")
 
 
-def make_policy(args: argparse.Namespace) -> Qwen2ForCausalLM:
-    """Qwen2-0.5B's shape with fewer layers, tied head, float32."""
+def make_policy(args: argparse.Namespace) -> Any:
+    """Qwen2-0.5B's shape with fewer layers, tied head, float32; or the model of ``--model``."""
+    if args.model:
+        return AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, use_cache=False)
     torch.manual_seed(0)
     heads = args.hidden // 64 or 1
     config = Qwen2Config(
@@ -62,8 +69,11 @@ def make_policy(args: argparse.Namespace) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def make_rows(args: argparse.Namespace, seed: int) -> list[dict[str, list[int]]]:
-    """Rows as long as TOFU's: questions of 20 to 60 tokens, answers of 20 to 80."""
+def make_rows(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Rows as long as TOFU's: questions of 20 to 60 tokens, answers of 20 to 80; or the first ones of the files."""
+    if args.model:
+        lines = (args.forget if seed == 1 else args.retain).read_text(encoding="utf-8").splitlines()
+        return [{key: json.loads(line)[key] for key in ("question", "answer")} for line in lines[: args.batch]]
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(args.batch):
@@ -73,9 +83,11 @@ def make_rows(args: argparse.Namespace, seed: int) -> list[dict[str, list[int]]]
     return rows
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(args: argparse.Namespace) -> Any:
     from tokenizers import Tokenizer, models
 
+    if args.model:
+        return AutoTokenizer.from_pretrained(args.model)
     backend = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1, "<unk>": 2}, unk_token="<unk>"))
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
 
@@ -84,7 +96,8 @@ class Step:
     """One step's inputs, prepared for the variants asked for. The policy is shared, gradients are reset."""
 
     def __init__(self, args: argparse.Namespace, policy: Qwen2ForCausalLM, variants: list[str], folder: str):
-        self.policy = policy.train()
+        self.policy, self.bf16 = policy.train(), args.bf16
+        self.now = time.process_time if args.clock == "cpu" else time.perf_counter
         config = NPOConfig(
             output_dir=folder,
             beta=BETA,
@@ -95,7 +108,7 @@ class Step:
             disable_tqdm=True,
         )
         self.trainer = NPOTrainer(
-            policy, config, make_rows(args, 1), retain_dataset=make_rows(args, 2), processing_class=make_tokenizer()
+            policy, config, make_rows(args, 1), retain_dataset=make_rows(args, 2), processing_class=make_tokenizer(args)
         )
         data = self.trainer.train_dataset
         if "ours" in variants:
@@ -110,9 +123,10 @@ class Step:
         """Seconds; the gradients stand in the policy."""
         self.policy.zero_grad(set_to_none=True)
         gc.collect()
-        start = time.perf_counter()
-        getattr(self, "run_" + name.replace("-", "_"))()
-        return time.perf_counter() - start
+        start = self.now()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            getattr(self, "run_" + name.replace("-", "_"))()
+        return self.now() - start
 
     def run_ours(self) -> None:
         self.trainer.training_step(self.policy, self.batch)
@@ -199,6 +213,27 @@ def time_variants(args: argparse.Namespace) -> tuple[dict[str, float], float, St
     return {name: statistics.median(values) for name, values in seconds.items()}, difference, step
 
 
+def report_model(args: argparse.Namespace) -> str:
+    """Times of one micro-step on a real model."""
+    seconds, difference, step = time_variants(args)
+    tokens = sum(len(row["input_ids"]) for row in step.rows)
+    answers = sum(label != -100 for row in step.rows for label in row["labels"])
+    rows = [[name, *(f"{seconds[name] / seconds[x]:.2f}" for x in ("floor", "usual"))] for name in VARIANTS]
+    size = f"{args.batch} forget + {args.batch} retain rows, {tokens} tokens, {answers} of them answers"
+    lines = [
+        f"{args.model.name}, {size}; "
+        f"{'bf16 autocast' if args.bf16 else 'float32'}, {args.repeats} interleaved repeats, {args.clock} clock.",
+        "",
+        "| variant | seconds | of floor | of usual |",
+        "|---|---|---|---|",
+        *(f"| {name} | {seconds[name]:.2f} | {floor} | {usual} |" for name, floor, usual in rows),
+        "",
+        f"Largest gradient difference of ours to usual: {difference:.1e} of the largest entry. {machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def report(args: argparse.Namespace) -> str:
     memory = {name: memory_in_fresh_process(args, name) for name in VARIANTS}
     seconds, difference, step = time_variants(args)
@@ -249,9 +284,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="forget rows; as many retain rows")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--model", type=Path, help="folder of a real model; needs --forget and --retain")
+    parser.add_argument("--forget", type=Path, help="JSON lines with question and answer")
+    parser.add_argument("--retain", type=Path)
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time")
     parser.add_argument("--out", type=Path, help="also write the table here")
     parser.add_argument("--measure-memory", choices=VARIANTS, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.model and not (args.forget and args.retain):
+        parser.error("--model needs --forget and --retain")
+    return args
 
 
 def main() -> None:
@@ -260,7 +303,7 @@ def main() -> None:
     if args.measure_memory:
         print(json.dumps(measure_memory(args, args.measure_memory)))
         return
-    text = report(args)
+    text = report_model(args) if args.model else report(args)
     print(text, end="")
     if args.out:
         args.out.write_text(text, encoding="utf-8")
