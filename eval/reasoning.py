@@ -21,6 +21,7 @@ from negpo.data.protocols import Protocol
 from negpo.data.rows import fingerprint_rows
 from negpo.errors import ConfigError
 from negpo.eval.reasoning_summary import summarise
+from negpo.rewards import GradeOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -176,8 +177,13 @@ class ReasoningRun:
         if not rows:
             return
         pairs = [(row["text"], golds[row["problem"]]) for row in rows]
+        settings: dict[str, Any] = {"kinds": self.kind, "mode": self.protocol.grader}
+        if self.protocol.grader == "default":  # a reference mode keeps the rules of its original
+            choices = {problem.id: GradeOptions(choices=problem.choices) for problem in self.problems}
+            settings["options"] = [choices[row["problem"]] for row in rows]
+            settings["truncated"] = [row["finish_reason"] == "length" for row in rows]
         graded = []
-        for row, verdict in zip(rows, pool.grade_many(pairs, kinds=self.kind, mode=self.protocol.grader), strict=True):
+        for row, verdict in zip(rows, pool.grade_many(pairs, **settings), strict=True):
             graded.append(
                 {
                     "problem": row["problem"],

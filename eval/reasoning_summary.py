@@ -16,6 +16,7 @@ from negpo.data.problems import Problem
 from negpo.data.protocols import Protocol
 from negpo.eval.bootstrap import Interval, interval, resampled_means
 from negpo.eval.passk import analytic_stderr, bootstrap, default_ks, majority_at_k, pass_at_k_curve
+from negpo.rewards import vote_keys
 
 Key = tuple[str, int]
 Rows = Mapping[Key, Mapping[str, Any]]
@@ -74,7 +75,7 @@ def _pass_at_k(n: np.ndarray, c: np.ndarray, drawn: int) -> list[dict[str, Any]]
 
 
 def _majority(keys: Sequence[Sequence[Key]], verdicts: Rows, drawn: int) -> list[dict[str, Any]]:
-    answers = [[verdicts[key]["extracted"] for key in row] for row in keys]
+    answers = [vote_keys([verdicts[key]["extracted"] for key in row]) for row in keys]
     correct = [[verdicts[key]["status"] == "correct" for key in row] for row in keys]
     entries = []
     for k in default_ks(drawn):

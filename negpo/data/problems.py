@@ -1,4 +1,5 @@
-"""Competition problems with checked golds: MATH, MATH-500, AIME, AMC, GSM8K, or one's own file.
+"""Problems with checked golds: MATH, MATH-500, AIME, AMC, HMMT, BRUMO, GSM8K, AQuA, Minerva Math, OlympiadBench, or
+one's own file.
 
 Every gold answer is parsed once at load time by the grader that will judge with it, so a gold nobody can match is an
 error that names file, row and field, not a lost point. Known faults of the published files are mended here and noted.
@@ -26,6 +27,7 @@ class Problem:
     gold: str
     level: str | None = None
     subject: str | None = None
+    choices: tuple[str, ...] = ()  # of a multiple-choice question: a value that equals one stands for its letter
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def last_box(text: str) -> str | None:
 
 
 def _math(row: Row) -> Mapping[str, Any]:
-    gold = row.get("answer") or last_box(row.get("solution") or "")
+    gold = row.get("answer")
+    gold = last_box(row.get("solution") or "") if gold is None or gold == "" else str(gold)
     return {
         "id": row.get("unique_id"),
         "question": row.get("problem"),
@@ -88,6 +91,51 @@ def _integer_gold(row: Row) -> str | None:
 def _gsm8k(row: Row) -> Mapping[str, Any]:
     gold = (row.get("answer") or "").rpartition("####")[2].strip().replace(",", "")
     return {"id": None, "question": row.get("question"), "gold": gold or None}
+
+
+def _matharena(row: Row) -> Mapping[str, Any]:
+    identity, gold = row.get("problem_idx"), row.get("answer")
+    return {
+        "id": None if identity is None else str(identity),
+        "question": row.get("problem"),
+        "gold": None if gold is None else str(gold),
+    }
+
+
+_MINERVA_FAULTS = {"np.arcsin(10/13)": r"\arcsin(10/13)", "-1./3": "-1/3", "-3./2": "-3/2"}
+
+
+def _minerva(row: Row) -> Mapping[str, Any]:
+    gold = row.get("answer", row.get("gold"))
+    if gold is None or gold == "":
+        gold = last_box(row.get("solution") or "")
+    question = row.get("question") or row.get("problem")
+    gold = None if gold is None else _MINERVA_FAULTS.get(str(gold).strip(), str(gold))
+    return {"id": None, "question": question, "gold": gold, "subject": row.get("type")}
+
+
+_OLYMPIAD_FAULTS = {"$t(0,4]$": r"$t \in (0,4]$", "$221,$8$": "$221, 8$"}
+
+
+def _olympiad(row: Row) -> Mapping[str, Any]:
+    """``final_answer`` is a list of one text, which may hold several answers."""
+    gold = row.get("final_answer", row.get("answer"))
+    gold = ", ".join(map(str, gold)) if isinstance(gold, list) else gold
+    identity = row.get("id")
+    return {
+        "id": None if identity is None else str(identity),
+        "question": row.get("question"),
+        "gold": None if gold is None else _OLYMPIAD_FAULTS.get(str(gold).strip(), str(gold)),
+        "subject": row.get("subfield"),
+    }
+
+
+def _aqua(row: Row) -> Mapping[str, Any]:
+    choices = tuple(map(str, row.get("options") or ()))
+    question = row.get("question")
+    if isinstance(question, str) and choices:
+        question = question + "\nAnswer Choices: " + " ".join(choices)
+    return {"id": None, "question": question, "gold": row.get("correct"), "choices": choices}
 
 
 _MATH_CONFIGS = (
@@ -140,6 +188,41 @@ BENCHMARKS: dict[str, Benchmark] = {
             notes=("43 problems of 2022 and 40 of 2023, called 'AMC23' by DeepScaleR and REDI",),
         ),
         Benchmark("gsm8k", "openai/gsm8k", "test", _gsm8k, ("main",), size=1319, kind="integer"),
+        Benchmark("hmmt25", "MathArena/hmmt_feb_2025", "train", _matharena, size=30),
+        Benchmark("brumo25", "MathArena/brumo_2025", "train", _matharena, size=30),
+        Benchmark(
+            "minerva_math",
+            "math-ai/minervamath",
+            "test",
+            _minerva,
+            size=272,
+            notes=(
+                "Qwen2.5-Math's 272 problems; lm-eval's minerva_math is another set (MATH with the Minerva prompt)",
+                "three golds in program notation are mended: np.arcsin(10/13), -1./3, -3./2",
+                "golds have two or three digits; graded exactly unless a tolerance is asked for",
+            ),
+        ),
+        Benchmark(
+            "olympiadbench",
+            "Hothan/OlympiadBench",
+            "train",
+            _olympiad,
+            ("OE_TO_maths_en_COMP",),
+            notes=(
+                "the 675 open problems in English (OE_TO_maths_en_COMP)",
+                "two golds with a stray sign are mended: 't(0,4]' is t in (0,4], '221,$8' is 221, 8",
+            ),
+        ),
+        Benchmark(
+            "aqua",
+            "deepmind/aqua_rat",
+            "test",
+            _aqua,
+            ("raw",),
+            size=254,
+            kind="choice",
+            notes=("a value that equals exactly one option stands for its letter",),
+        ),
     )
 }
 

@@ -10,7 +10,7 @@ from negpo.data.problems import Problem, last_box
 from negpo.data.protocols import PROTOCOLS, find_protocol
 from negpo.errors import ConfigError, DataError
 from negpo.eval.reasoning import ReasoningRun, read_run
-from negpo.rewards import VerifierPool
+from negpo.rewards import VerifierPool, grade
 from negpo.rollout.base import Collector, Sample, plan_requests
 
 
@@ -195,6 +195,8 @@ def test_ones_own_file_is_described_in_yaml(tmp_path):
         ("amc23", "amc23/test.jsonl", 40),
         ("amc23", "amc23/test-00000-of-00001.parquet", 40),
         ("amc83", "amc23/rllm_amc_83.json", 83),
+        ("gsm8k", "gsm8k/test.jsonl", 1319),
+        ("aqua", "aqua/test.jsonl", 254),
     ],
 )
 def test_published_files_load_with_every_gold_accepted(shared, benchmark, file, size):
@@ -204,3 +206,34 @@ def test_published_files_load_with_every_gold_accepted(shared, benchmark, file, 
         assert loaded[19].gold == "336"
     if benchmark.startswith(("aime", "amc")):
         assert all(not problem.gold.startswith("0") or problem.gold == "0" for problem in loaded)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "gold"),
+    [
+        ("hmmt25", {"problem_idx": 3, "problem": "Find x.", "answer": r"\frac{1}{576}"}, r"\frac{1}{576}"),
+        ("brumo25", {"problem_idx": 4, "problem": "Find y.", "answer": "0"}, "0"),
+        ("minerva_math", {"question": "How bright?", "answer": "4.5e33"}, "4.5e33"),
+        ("olympiadbench", {"id": 9, "question": "List all.", "final_answer": ["$69$,$84$"]}, "$69$,$84$"),
+        ("olympiadbench", {"id": 2045, "question": "Which t?", "final_answer": ["$t(0,4]$"]}, r"$t \in (0,4]$"),
+        ("math", {"problem": "0?", "answer": 0}, "0"),
+    ],
+)
+def test_rows_of_other_benchmarks_are_read(tmp_path, benchmark, row, gold):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    [problem] = problem_sets.read_problems(str(file), problem_sets.BENCHMARKS[benchmark])
+    assert problem.gold == gold
+
+
+@pytest.mark.parametrize(("name", "field"), [("minerva_math", "gold"), ("olympiadbench", "final_answer")])
+def test_every_gold_of_minerva_and_olympiadbench_can_be_graded(shared, tmp_path, name, field):
+    rows = (shared / f"data/{name}/golds.jsonl").read_text(encoding="utf-8").splitlines()
+    file = tmp_path / f"{name}.jsonl"
+    with file.open("w", encoding="utf-8") as out:
+        for index, line in enumerate(rows):
+            out.write(json.dumps({"question": "?", "id": index, field: json.loads(line)[field]}) + "\n")
+    loaded = problem_sets.read_problems(str(file), problem_sets.BENCHMARKS[name])
+    assert len(loaded) == len(rows)
+    for problem in loaded:
+        assert grade(f"Thus \\boxed{{{problem.gold}}}", problem.gold).correct, problem.gold
