@@ -131,7 +131,7 @@ def unlearning_reward(
     def reward(prompts: Any, completions: Sequence[Any], completion_ids: Any = None, **columns: Any) -> list[float]:
         roles, answers = (_column(columns, name, len(completions)) for name in ("role", "answer"))
         patterns = columns.get("patterns") or [None] * len(completions)
-        found = []
+        found: list[float] = []
         for completion, role, answer, names in zip(completions, roles, answers, patterns, strict=True):
             if role not in ROLES:
                 raise DataError(f"role is {role!r}; a row is one of {', '.join(ROLES)}", row=len(found), field="role")
