@@ -11,6 +11,9 @@ JOBS = {  # module of negpo.lab, its settings, its function
     "rlvr": ("rlvr_demo", "RlvrSettings", "run_rlvr_demo"),
     "prefer": ("prefer_demo", "PreferDemoSettings", "run_prefer_demo"),
 }
+MODEL_JOB = ("model_demo", "ModelDemoSettings", "run_model_demo")  # unlearn --model
+ONLY_WITH_MODEL = ("forget", "authors", "rates", "batch", "fit_rate", "fit_steps", "limit", "max_new_tokens", "dtype")
+ONLY_WITH_MODEL += ("audit", "hours")
 
 
 def add_parser(subparsers) -> None:
@@ -36,13 +39,32 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--workers", type=positive, default=2, help="child processes at once, one thread each")
     unlearn = parser.add_argument_group("unlearn")
     unlearn.add_argument("--tofu", type=Path, help="folder of the published TOFU files: the real questions, forget01")
-    unlearn.add_argument("--every", type=positive, default=5, help="optimiser steps between evaluations")
+    unlearn.add_argument(
+        "--every", type=positive, default=argparse.SUPPRESS, help="optimiser steps between evaluations"
+    )
+    real = parser.add_argument_group("unlearn --model: the whole job on a pretrained model, in place of the lab's")
+    real.add_argument("--model", help="folder or Hub id of the pretrained model")
+    real.add_argument("--forget", help="TOFU split to forget, forget01 or forget05; rates are chosen on the one before")
+    real.add_argument("--authors", type=positive, help="TOFU authors that are learned and kept (default: 18)")
+    real.add_argument("--rates", type=float, nargs="+", help="learning rates tried for every method; one: no trials")
+    real.add_argument("--batch", type=positive, help="rows of an optimiser step (default: 8)")
+    real.add_argument("--fit_rate", "--fit-rate", type=float, help="learning rate of the fine-tuning (default: 1e-4)")
+    real.add_argument("--fit_steps", "--fit-steps", type=positive, help="steps of the fine-tuning (default: 300)")
+    real.add_argument("--limit", type=positive, help="first rows of every evaluation set only")
+    real.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=positive, help="of an evaluated answer (default: 64)"
+    )
+    real.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16: autocast over float32 weights")
+    real.add_argument("--audit", choices=("none", "quick", "standard", "full"), help="suite of the closing audit")
+    real.add_argument("--hours", type=float, help="time budget: what is finished then is reported")
     reason = parser.add_argument_group("reason and rlvr")
     reason.add_argument("--samples", type=positive, default=64, help="drawn per problem; the largest k")
     problems = "the first of the lab's 500 test problems (default: 100 for reason, 300 for rlvr)"
     reason.add_argument("--problems", type=positive, default=argparse.SUPPRESS, help=problems)
     rlvr = parser.add_argument_group("rlvr")
-    rlvr.add_argument("--steps", type=positive, help="optimiser steps per method; default: the recipes'")
+    rlvr.add_argument(
+        "--steps", type=positive, help="optimiser steps per method; default: the recipes', unlearn --model: 50"
+    )
     rlvr.add_argument("--engine", default="transformers", choices=("transformers", "vllm"), help="draws the rollouts")
 
 
@@ -52,7 +74,12 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
 
     from negpo.errors import ConfigError
 
-    module, settings, function = JOBS[args.job]
+    typed = {name for name, value in vars(args).items() if value is not None}
+    if args.model is not None and args.job != "unlearn":
+        raise ConfigError(f"--model belongs to demo unlearn; demo {args.job} builds its own models")
+    if args.model is None and (lost := sorted(typed & set(ONLY_WITH_MODEL))):
+        raise ConfigError(f"--{lost[0]} would be ignored: it belongs to demo unlearn --model")
+    module, settings, function = MODEL_JOB if args.model is not None else JOBS[args.job]
     home = import_module(f"negpo.lab.{module}")
     if args.job == "reason":
         if len(args.seeds) != 1:

@@ -114,7 +114,9 @@ def _experiment(place: Path) -> Experiment | None:
 def _runs(place: Path) -> Iterator[RunResult]:
     for path in sorted(place.iterdir()):
         if (path / RUN_FILE).exists():
-            yield _demo_run(_read(path / RUN_FILE))
+            content = _read(path / RUN_FILE)
+            if "trajectory" in content:  # a model that was only made has nothing to show
+                yield _demo_run(content)
         elif files := sorted(path.glob(f"checkpoint-*/{EVAL_FILE}")) or sorted(path.glob(EVAL_FILE)):
             yield _evaluated_run(path.name, files)
 

@@ -63,6 +63,7 @@ def render(folder: Path, path: Path) -> Path:
         Section("Forgetting against utility", "pareto", [figures.pareto(experiments)]),
         Section("Along training", "training", pictures),
         Section("All numbers at the end of training", "numbers", [metrics_table(experiments)]),
+        *([Section("Trials", "trials", [trials_table(demo)])] if demo.get("trials") else []),
         Section("Equal forgetting", "equal", [figures.equal_forgetting(experiments), equal_table(experiments)]),
         Section("Answers before and after", "answers", answered),
         Section("How to repeat it", "repeat", repeat),
@@ -129,6 +130,22 @@ def metrics_table(experiments: Sequence[Experiment]) -> Table:
         "model leaks."
     )
     return Table(header, rows, caption)
+
+
+def trials_table(demo: dict[str, Any]) -> Table:
+    """Every trial that a learning rate was chosen from; the chosen one is marked."""
+    rows = []
+    for trial in demo["trials"]:
+        chosen = demo["chosen"].get(trial["method"]) == trial["learning_rate"]
+        values = [trial["forget_quality"], trial["model_utility"], trial["forget_Q_A_Prob"]]
+        rate = Cell(f"{trial['learning_rate']:g}", "chosen" if chosen else "", "good" if chosen else "")
+        rows.append([Cell(trial["method"]), rate, *(Cell(number(value)) for value in values)])
+    seeds = ", ".join(map(str, demo["tuning_seeds"]))
+    caption = (
+        f"On another forget set (seed {seeds}), the same number of trials and steps for every method. Chosen: the "
+        "highest forget quality among trials that keep 85 % of the target's utility, else the highest utility."
+    )
+    return Table(["method", "learning rate", "forget quality", "model utility", "forget probability"], rows, caption)
 
 
 def _metrics_row(title: str, runs: Sequence[RunResult], start: float | None = None) -> list[Cell]:

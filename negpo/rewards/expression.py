@@ -277,11 +277,7 @@ class _Parser:
         finally:
             self.position = saved
         top, bottom = (arg.value for arg in part.args)
-        if not (isinstance(top, Fraction) and isinstance(bottom, Fraction) and top > 0):
-            return False
-        if top >= bottom > 0:
-            raise AnswerError("a whole number beside an improper fraction is neither a sum nor a product")
-        return top < bottom
+        return isinstance(top, Fraction) and isinstance(bottom, Fraction) and 0 < top < bottom
 
     def fraction_part(self) -> Node:
         if self.take("frac"):
