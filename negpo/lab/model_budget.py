@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError
 from negpo.lab.experiment import TUNING_SEEDS
 from negpo.lab.model_runs import FITS, model_identity
-
-if TYPE_CHECKING:
-    from negpo.lab.model_demo import ModelDemoSettings
 
 ROW_TOKENS = 96  # a TOFU question with its answer in a chat template
 ANSWERS = 7  # per question: its own, a paraphrase, five wrong ones
@@ -20,8 +17,8 @@ FORWARD_SHARE = 1 / 3  # of a training step
 SETS = 3.4  # forget, retain, real authors and world facts, in units of the retain rows of the evaluation
 
 
-def check_memory(settings: ModelDemoSettings) -> None:
-    """Refuse a model whose training does not fit, before it is loaded.
+def check_memory(settings: Any) -> None:
+    """Refuse a model whose training does not fit, before it is loaded; ``settings``: `model_demo.ModelDemoSettings`.
 
     Raises:
         ConfigError: names the planned peak, what is free, and what to lower; or a model that cannot be read.
@@ -61,7 +58,7 @@ def free_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def estimate(settings: ModelDemoSettings) -> dict[str, float]:
+def estimate(settings: Any) -> dict[str, float]:
     """Seconds by part on `workers` single threads, from one timed step; kept in the folder for the next call."""
     path = settings.out / "speed.json"
     key = [model_identity(settings.model), settings.batch, settings.dtype]
@@ -90,7 +87,7 @@ def estimate(settings: ModelDemoSettings) -> dict[str, float]:
     return {name: seconds / settings.workers for name, seconds in parts.items() if seconds}
 
 
-def _step_seconds(settings: ModelDemoSettings) -> float:
+def _step_seconds(settings: Any) -> float:
     """One forward and backward of `batch` rows, on one thread, the second of two."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -114,7 +111,7 @@ def _step_seconds(settings: ModelDemoSettings) -> float:
     return seconds
 
 
-def show_estimate(console: Any, settings: ModelDemoSettings, parts: dict[str, float]) -> None:
+def show_estimate(console: Any, settings: Any, parts: dict[str, float]) -> None:
     """The plan of the work on the terminal, and whether it fits the budget."""
     from rich.table import Table
 

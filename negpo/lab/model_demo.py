@@ -8,6 +8,9 @@ a second call goes on. A time budget ends the work between two runs, and what is
 from __future__ import annotations
 
 import math
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from negpo.data.io import atomic_write_json
-from negpo.errors import ConfigError
+from negpo.errors import ConfigError, NegpoError
 from negpo.lab.experiment import TUNING_SEEDS, Settings, run_plans
 from negpo.lab.model_runs import FITS, METHODS, ModelPlan, forget_percent, model_world, split_name
 from negpo.report.results import DEMO_FILE
@@ -243,8 +246,6 @@ def _write_summary(
 
 def _audit(settings: ModelDemoSettings, choice: dict[str, float], console: Any) -> None:
     """`negpo audit` of the first seed's models; its report stands beside the demo's."""
-    from negpo import cli
-
     plan = settings.plan(settings.seeds[0], rates=choice)
     models = [f"{name}={plan.place / name / 'model'}" for name in settings.methods]
     arguments = ["audit", *models, "--target", str(plan.place / "fit_target" / "model")]
@@ -254,8 +255,6 @@ def _audit(settings: ModelDemoSettings, choice: dict[str, float], console: Any) 
     if settings.limit is not None:
         arguments += ["--limit", str(settings.limit)]
     console.print("auditing the models of the first seed")
-    try:
-        cli.main(arguments)
-    except SystemExit as ended:
-        if ended.code not in (0, 1, None):
-            raise
+    ended = subprocess.run([sys.executable, "-m", "negpo", *arguments], check=False)
+    if ended.returncode not in (0, 1):
+        raise NegpoError(f"the audit ended with status {ended.returncode}: negpo {shlex.join(arguments)}")
