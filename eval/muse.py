@@ -119,7 +119,7 @@ def evaluate_muse(
             raise ConfigError(f"the retain model's AUC has {what} {own!r}, this evaluation uses {other!r}")
     data = data.first(settings.limit)
     name = name or str(getattr(model.config, "_name_or_path", ""))
-    template = QATemplate() if settings.original else settings.template or QATemplate.for_model(name, tokenizer)
+    template = QATemplate() if settings.original else QATemplate.choose(name, tokenizer, settings.template)
     encoder = Encoder(tokenizer, template, settings.mode, settings.max_length)
     manifest = build_manifest(
         model,

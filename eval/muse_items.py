@@ -88,7 +88,7 @@ class Encoder:
 
     def _question(self, name: str, index: int, row: Row, shots: Sequence[tuple[str, str]]) -> Prompt:
         length = UNCUT if self.original else 512
-        options: dict[str, Any] = {"shots": shots, "max_length": length, "generation": True}
+        options: dict[str, Any] = {"shots": shots, "max_length": length, "generation": True, "labels": "published"}
         item = encode_qa(self.tokenizer, self.template, row["question"], row["answer"], **options)
         truth = row["answer"] if self.original else ground_truth(self.tokenizer, item["input_ids"], item["labels"])
         return Prompt(name, index, item["input_ids"], KNOWMEM_TOKENS, truth)

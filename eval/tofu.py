@@ -124,7 +124,7 @@ def evaluate_tofu(
     if not name:
         stored: str = getattr(model.config, "_name_or_path", "")
         name = stored
-    template = settings.template or QATemplate.for_model(name, tokenizer)
+    template = QATemplate.choose(name, tokenizer, settings.template)
     length = settings.max_length or MAX_LENGTH[settings.mode]
     encoder = Encoder(tokenizer, template, settings.mode, length, settings.max_new_tokens, settings.question_key)
     identity = _identity(settings, encoder, model)

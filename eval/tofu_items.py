@@ -1,9 +1,10 @@
 """From TOFU rows to token ids, in the two published ways.
 
-``open-unlearning``: items of :func:`negpo.data.qa.encode_qa`. ``tofu-original`` (locuslab/tofu): texts cut at 200
-tokens, one eos label where there is room, labels that start after the wrapped question (so a literal "Answer: " is
-scored), and generations that may fill prompt plus answer up to 200 tokens. There, pads inside the batch count towards
-that limit too; here every prompt has its own limit, so that results do not depend on the batch.
+``open-unlearning``: items of :func:`negpo.data.qa.encode_qa`, labelled by the published rule: where prompt and answer
+share a token, it is not scored. ``tofu-original`` (locuslab/tofu): texts cut at 200 tokens, one eos label where there
+is room, labels that start after the wrapped question (so a literal "Answer: " is scored), and generations that may fill
+prompt plus answer up to 200 tokens. There, pads inside the batch count towards that limit too; here every prompt has
+its own limit, so that results do not depend on the batch.
 """
 
 import hashlib
@@ -101,14 +102,22 @@ class Encoder:
 
     def encode(self, question: str, answer: str) -> Item:
         if self.mode == "open-unlearning":
-            return encode_qa(self.tokenizer, self.template, question, answer, max_length=self.max_length)
+            return encode_qa(
+                self.tokenizer, self.template, question, answer, max_length=self.max_length, labels="published"
+            )
         return self._encode_original(question, answer)
 
     def prompt(self, question: str, answer: str, file: str) -> tuple[list[int], int, str]:
         """(prompt ids, limit of new tokens, reference text)."""
         if self.mode == "open-unlearning":
             item = encode_qa(
-                self.tokenizer, self.template, question, answer, max_length=self.max_length, generation=True
+                self.tokenizer,
+                self.template,
+                question,
+                answer,
+                max_length=self.max_length,
+                generation=True,
+                labels="published",
             )
             truth = ground_truth(self.tokenizer, item["input_ids"], item["labels"])
             return item["input_ids"], self.max_new_tokens, truth

@@ -48,7 +48,7 @@ class Plan:
         if not settings.detailed:
             sets = {name: rows for name, rows in data.sets.items() if name != "holdout"}
             data = TofuData(data.source, data.forget, sets, data.absent | {"holdout": "not part of the quick suite"})
-        template = settings.template or QATemplate.for_model(name, tokenizer)
+        template = QATemplate.choose(name, tokenizer, settings.template)
         encoder = Encoder(tokenizer, template, "open-unlearning", settings.max_length, settings.max_new_tokens)
         answers: dict[str, list[Answer]] = {name: [] for name in data.sets}
         prompts: dict[str, list[Prompt]] = {name: [] for name in data.sets if name != "holdout"}

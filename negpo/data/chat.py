@@ -245,7 +245,7 @@ def chat_ids(tokenizer: Any, text: str) -> list[int]:
 def special_front(tokenizer: Any) -> list[int]:
     """Ids that the tokenizer puts in front of a text."""
     around = list(tokenizer("")["input_ids"])
-    if around and around[-1] == tokenizer.eos_token_id:
+    if around and around[-1] == getattr(tokenizer, "eos_token_id", None):
         bos = getattr(tokenizer, "bos_token_id", None)
         if len(around) > 1 or bos != around[-1]:  # OPT's BOS is its end token
             around.pop()

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from negpo.data.chat import chat_ids, render, text_ids
 from negpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Protocol:
     def render(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
         """Token ids of the prompt for one question."""
         if self.prompt is not None:
-            return list(tokenizer(self.prompt.replace("{input}", question))["input_ids"])
+            return text_ids(tokenizer, self.prompt.replace("{input}", question))
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"protocol '{self.name}' asks through the chat template, but the tokenizer has none. "
@@ -64,8 +65,7 @@ class Protocol:
             )
         options: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
         messages = [{"role": "user", "content": question + self.user_suffix}]
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
-        return list(encoded)
+        return chat_ids(tokenizer, render(tokenizer, messages, ask=True, **options))
 
     def template_hash(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """SHA-256 of the text the model is really given: the literal prompt, or the tokenizer's template and suffix."""

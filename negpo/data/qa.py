@@ -7,6 +7,7 @@ appended after truncation when the last id is not one already. Where answers beg
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from negpo.data.chat import (
     turn_ids,
 )
 from negpo.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 IGNORE = -100
 HELPFUL = "You are a helpful assistant."
@@ -69,6 +72,18 @@ class QATemplate:
         return cls.saved_in(name_or_path) or cls.published(name_or_path, tokenizer)
 
     @classmethod
+    def choose(cls, name_or_path: str, tokenizer: Any, given: "QATemplate | None" = None) -> "QATemplate":
+        """``given``, or the model's own. A difference to what the model was trained with is named in a warning."""
+        trained = cls.saved_in(name_or_path)
+        chosen = given or cls.for_model(name_or_path, tokenizer)
+        if trained is not None:
+            if differing := chosen.differences(trained):
+                logger.warning("%s was trained with another template (now / then): %s", name_or_path, differing)
+            elif chosen.hash(tokenizer) != cls._saved(name_or_path).get("sha256"):
+                logger.warning("%s was trained with another chat template of its tokenizer", name_or_path)
+        return chosen
+
+    @classmethod
     def published(cls, name_or_path: str, tokenizer: Any) -> "QATemplate":
         """The published evaluations' template for a model family."""
         name = "/".join(Path(name_or_path).parts[-2:]).lower()
@@ -85,15 +100,24 @@ class QATemplate:
     @classmethod
     def saved_in(cls, folder: str | Path) -> "QATemplate | None":
         """What ``save`` wrote into a model's folder; None where there is none. DataError when it is unreadable."""
+        saved = cls._saved(folder)
+        try:
+            return cls(**saved["template"]) if saved else None
+        except (KeyError, TypeError) as error:
+            raise DataError(f"not a template ({error}); delete it to use the family's", file=f"{folder}") from error
+
+    @staticmethod
+    def _saved(folder: str | Path) -> dict[str, Any]:
         path = Path(folder) / TEMPLATE_FILE
         if not folder or not path.is_file():
-            return None
+            return {}
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8"))["template"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"not a readable template ({error}); delete it to use the family's", file=str(path)
-            ) from error
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"not readable ({error}); delete it to use the family's", file=str(path)) from error
+        if not isinstance(saved, dict):
+            raise DataError("not a template; delete it to use the family's", file=str(path))
+        return saved
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write the template beside a model that was trained with it."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from negpo.data.chat import chat_ids, render
 from negpo.data.io import read_jsonl
 from negpo.errors import ConfigError, DataError
 
@@ -187,10 +188,9 @@ def _too_long(
     chosen, rejected = (problem.traces[i] for i in traces)
     if chosen == rejected:
         return "pairs of identical traces"
-    if filters.max_prompt_tokens is not None:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-        if len(ids["input_ids"]) > filters.max_prompt_tokens:
-            return f"pairs with a prompt over {filters.max_prompt_tokens} tokens"
+    longest = filters.max_prompt_tokens
+    if longest is not None and len(chat_ids(tokenizer, render(tokenizer, prompt, ask=True))) > longest:
+        return f"pairs with a prompt over {longest} tokens"
     limit = filters.max_trace_tokens
     if limit is not None and any(len(tokenizer(text)["input_ids"]) > limit for text in (chosen, rejected)):
         return f"pairs with a trace over {limit} tokens"

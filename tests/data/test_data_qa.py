@@ -86,7 +86,7 @@ def test_a_prompt_that_is_not_a_prefix_warns(stub_tokenizer):
             return super().__call__(text.replace("Answer: b", "Answer:b"), **options)
 
     with pytest.warns(UserWarning, match="not the beginning"):
-        encode_qa(Merging(), TAGS, "who?", "bo")
+        encode_qa(Merging(), TAGS, "who?", "bo", labels="published")
 
 
 def test_a_lone_eos_is_an_answer_only_where_nothing_was_cut():

@@ -21,8 +21,9 @@ class Words:
     """A tokenizer whose tokens are words."""
 
     chat_template = None
+    eos_token_id = 0
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True):
         return {"input_ids": text.split()}
 
     def decode(self, ids, **_):

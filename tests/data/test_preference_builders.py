@@ -18,11 +18,11 @@ class Words:
     chat_template = "yes"
     eos_token_id = 0
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True):
         return {"input_ids": text.split()}
 
     def apply_chat_template(self, messages, **_):
-        return {"input_ids": " ".join(message["content"] for message in messages).split()}
+        return " ".join(message["content"] for message in messages)
 
     def decode(self, ids, **_):
         return " ".join(ids)

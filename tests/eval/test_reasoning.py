@@ -19,7 +19,7 @@ class Letters:
 
     chat_template = None
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True):
         return {"input_ids": [ord(character) for character in text]}
 
     def decode(self, ids, skip_special_tokens=True):

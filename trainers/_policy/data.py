@@ -26,6 +26,10 @@ def as_dataset(rows: Any) -> Dataset:
         rows = Dataset.from_list(rows)
     if "prompt" not in rows.column_names:
         raise DataError(f"found columns {rows.column_names}; need prompt", file="train_dataset", field="prompt")
+    for name in sorted({"image", "images", "tools", "chat_template_kwargs"} & set(rows.column_names)):
+        if any(value not in (None, [], {}, "") for value in rows[name]):
+            instead = "set chat_template_kwargs in the config" if name == "chat_template_kwargs" else "remove it"
+            raise DataError(f"the column would not be used; {instead}", file="train_dataset", field=name)
     for index, prompt in enumerate(rows["prompt"]):
         if not prompt:
             raise DataError(f"is {prompt!r}; need text or messages", file="train_dataset", row=index, field="prompt")

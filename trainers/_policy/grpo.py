@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from negpo.data.chat import fixed_date, text_ids
 from negpo.errors import ConfigError
 from negpo.trainers._policy.batch import Record
 from negpo.trainers._run.model_card import WritesModelCard
@@ -35,7 +36,8 @@ CONTRACT = {
 SCORE_PARAMETERS = ("model", "input_ids", "attention_mask", "logits_to_keep")  # the first of a long list
 # private attributes, and where TRL must mention them
 ATTRIBUTES = {
-    "__init__": ("_step", "_buffered_inputs", "_metrics", "_tokenizer", "_dist"),
+    "__init__": ("_step", "_buffered_inputs", "_metrics", "_tokenizer", "_dist", "chat_template_kwargs"),
+    "_tokenize_prompts": ("chat_template_kwargs",),
     "_prepare_inputs": ("_step", "_buffered_inputs"),
     "training_step": ("_step",),
     "log": ("_metrics",),
@@ -150,6 +152,14 @@ class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's 
         if images is not None or has_tool_images:
             raise ConfigError("images are not supported by the rollout engines; use text prompts")
         return self.draw_completions(prompt_ids, num_generations)
+
+    def _tokenize_prompts(self, prompts):
+        # Dates that a template prints stay the same over a run, and a tokenizer's end token is not part of a prompt.
+        self.chat_template_kwargs = fixed_date(self.tokenizer) | self.chat_template_kwargs
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts)
+        if isinstance(prompts[0], str):
+            prompt_ids = [text_ids(self.tokenizer, prompt) for prompt in prompts]
+        return prompt_ids, images, fields
 
     def _generate(self, prompts):
         output = super()._generate(prompts)

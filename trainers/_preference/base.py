@@ -107,11 +107,11 @@ class PreferenceTrainer(OfflineTrainer):
     # ---- before training ------------------------------------------------------------------------------------------
 
     def choose_template(self, model: Any, tokenizer: Any, given: QATemplate | None) -> QATemplate | None:
-        """Around question/answer rows; only methods that read them have one."""
+        """Around question/answer rows, for methods that read them; the others pass on what the model came with."""
         if given is not None and not self.answers_only:
             raise ConfigError(f"template would be ignored: {type(self).__name__} reads no question/answer rows")
         name = model if isinstance(model, str) else model.config._name_or_path
-        return (given or QATemplate.for_model(name, tokenizer)) if self.answers_only else None
+        return QATemplate.choose(name, tokenizer, given) if self.answers_only else QATemplate.saved_in(name)
 
     def check_arguments(self, args, train_dataset, ref_model, peft_config) -> None:
         if not isinstance(args, self.config_class):

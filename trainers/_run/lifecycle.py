@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from negpo.data.qa import QATemplate
 from negpo.errors import TrainingStopped
 from negpo.trainers._run import checkpoint
 from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
@@ -30,6 +31,7 @@ class Lifecycle(WritesModelCard):
     model: Any
     processing_class: Any
     train_dataset: Any
+    template: QATemplate | None = None  # around question/answer rows; saved beside the model
 
     def __init__(self, *positional: Any, **named: Any):
         super().__init__(*positional, **named)
@@ -154,6 +156,8 @@ class Lifecycle(WritesModelCard):
         work = target / f".saving-{os.getpid()}"
         try:
             super()._save(str(work), state_dict)
+            if self.template is not None:
+                self.template.save(work, self.processing_class)
             for path in sorted(work.iterdir()):
                 os.replace(path, target / path.name)
         except Exception as error:  # OSError, or safetensors' own for the same full disk

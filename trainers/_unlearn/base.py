@@ -82,7 +82,7 @@ class UnlearnTrainer(SharpnessAware, Scoring, OfflineTrainer):
         self.check_arguments(model, args, train_dataset, retain_dataset, ref_model, peft_config)
         tokenizer = load_tokenizer(model, processing_class)
         name = model if isinstance(model, str) else model.config._name_or_path
-        self.template = template or QATemplate.for_model(name, tokenizer)
+        self.template = QATemplate.choose(name, tokenizer, template)
         dataset = self.encode(args, tokenizer, train_dataset, retain_dataset)
         check_vocabulary(model, tokenizer, [*dataset.forget, *(dataset.retain or []), *(dataset.idk or [])])
 
