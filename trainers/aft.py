@@ -24,6 +24,10 @@ class AFTConfig(PreferenceConfig):
     boundary: float = field(default=0.15, metadata={"help": "variant=boundary: beta of the paper. UNVERIFIED, ours."})
     sft_weight: float = field(default=1.0, metadata={"help": "Weight of the NLL term."})
 
+    @property
+    def reads_reference_logps(self) -> bool:
+        return False
+
     def validate(self) -> None:
         super().validate()
         for name in ("boundary", "sft_weight"):

@@ -24,6 +24,10 @@ class AltPOConfig(UnlearnConfig):
     forget_coeff: float = field(default=1.0, metadata={"help": "Weight of the preference term."})
 
     @property
+    def reads_reference_logps(self) -> bool:
+        return True
+
+    @property
     def forget_weight(self) -> float:
         return self.forget_coeff
 

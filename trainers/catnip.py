@@ -24,6 +24,10 @@ class CATNIPConfig(UnlearnConfig):
         default="complement", metadata={"help": "Reference: complement (1 - p, the method) or static (ablation)."}
     )
 
+    @property
+    def reads_reference_logps(self) -> bool:
+        return self.calibration == "static"
+
     def validate(self) -> None:
         super().validate()
         require_positive(self, "beta")

@@ -26,8 +26,10 @@ from negpo.trainers._preference.samples import SampleRequest, cached_draw, draw,
 from negpo.trainers._run.model import is_peft, load_model
 from negpo.trainers._run.reference import Reference
 from negpo.trainers._run.script_arguments import ScriptArguments
+from negpo.trainers._run.settings import Only, Rule
 from negpo.trainers._run.sharding import whole, whole_while_generating
 
+_DRAWN = Only("samples=cached or refresh", lambda config: config.samples != "offline")
 SAMPLES_FILE = "d2o_samples_{rank}.json"
 
 
@@ -52,6 +54,14 @@ class D2OConfig(PreferenceConfig):
     }
 
     script_arguments: ClassVar[type[ScriptArguments] | None] = SampleReferenceArguments
+    inherited: ClassVar[dict[str, Rule]] = {
+        **dict.fromkeys(
+            ("num_samples", "sampling_temperature", "sampling_top_p", "max_new_tokens", "sampling_prefixes"), _DRAWN
+        ),
+        "sample_cache_dir": _DRAWN,
+        "refresh_steps": Only("samples=refresh", lambda config: config.samples == "refresh"),
+        "refresh_after": Only("samples=refresh", lambda config: config.samples == "refresh"),
+    }
 
     alpha: float = field(
         default=0.1, metadata={"help": "Weight of the rejected log-ratio. UNVERIFIED; DPO's usual 0.1."}

@@ -11,6 +11,7 @@ from negpo.errors import ConfigError, DataError
 from negpo.objectives import dpo_loss, kto_loss
 from negpo.trainers._run.config import require_positive
 from negpo.trainers._run.script_arguments import ScriptArguments, Source
+from negpo.trainers._run.settings import LIVE, Rule
 from negpo.trainers._unlearn.base import UnlearnTrainer
 from negpo.trainers._unlearn.batch import Part
 from negpo.trainers._unlearn.config import UnlearnConfig
@@ -47,11 +48,16 @@ class IdkDPOConfig(UnlearnConfig):
     """
 
     script_arguments: ClassVar[type[ScriptArguments] | None] = IdkArguments
+    inherited: ClassVar[dict[str, Rule]] = {"pairing": LIVE}  # also of the "I don't know" answers
 
     retain_loss: str = field(default="nll", metadata={"help": "Term on retain rows: none, nll (DPO+RT), kl (DPO+KL)."})
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature."})
     forget_coeff: float = field(default=1.0, metadata={"help": "Weight of the preference term."})
     loss_type: str = field(default="dpo", metadata={"help": "dpo, kto_log_sigmoid or kto_sigmoid."})
+
+    @property
+    def reads_reference_logps(self) -> bool:
+        return True
 
     @property
     def forget_weight(self) -> float:

@@ -1,6 +1,7 @@
 """NFT, negative-aware fine-tuning: arXiv 2505.18116."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,11 +12,16 @@ from negpo.objectives.nft import RATE_RANGE, WEIGHTINGS
 from negpo.trainers._policy.base import PolicyTrainer
 from negpo.trainers._policy.batch import MicroBatch
 from negpo.trainers._policy.config import PolicyConfig
+from negpo.trainers._run.settings import Refused, Rule
 
 
 @dataclass
 class NFTConfig(PolicyConfig):
     """The released settings: sixteen steps per rollout, dead groups left out, token sum over the constant 1000."""
+
+    inherited: ClassVar[dict[str, Rule]] = dict.fromkeys(
+        ("epsilon", "epsilon_high", "delta"), Refused("NFT clips no ratio")
+    )
 
     updates_per_rollout: int = field(default=16, metadata={"help": "Optimiser steps per rollout batch."})
     dead_groups: str = field(

@@ -18,6 +18,10 @@ class NPOConfig(UnlearnConfig):
     npo_coeff: float = field(default=1.0, metadata={"help": "Weight of the NPO term (open-unlearning: gamma)."})
 
     @property
+    def reads_reference_logps(self) -> bool:
+        return True
+
+    @property
     def forget_weight(self) -> float:
         return self.npo_coeff
 

@@ -30,6 +30,10 @@ class NSRConfig(PolicyConfig):
     def validate(self) -> None:
         if self.preset not in PRESETS:
             raise ConfigError(f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
+        if self.preset != "nsr" and None not in (self.positive_weight, self.negative_weight):
+            raise ConfigError(
+                f"preset={self.preset} would have no effect: positive_weight and negative_weight are both given"
+            )
         positive, negative = PRESETS[self.preset]
         self.positive_weight = positive if self.positive_weight is None else self.positive_weight
         self.negative_weight = negative if self.negative_weight is None else self.negative_weight

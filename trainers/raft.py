@@ -1,6 +1,7 @@
 """RAFT and RAFT++, rejection sampling fine-tuning: arXiv 2504.11343."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -9,11 +10,18 @@ from negpo.objectives import raft_advantages
 from negpo.trainers._policy.base import PolicyTrainer
 from negpo.trainers._policy.batch import MicroBatch
 from negpo.trainers._policy.config import PolicyConfig
+from negpo.trainers._run.settings import Only, Refused, Rule
 
 
 @dataclass
 class RAFTConfig(PolicyConfig):
     """Right answers only; wrong ones stay in the normaliser, as in the released code."""
+
+    inherited: ClassVar[dict[str, Rule]] = {
+        "delta": Refused("a dual clip acts on wrong answers, and RAFT learns from right ones only"),
+        "epsilon": Only("variant=raft++", lambda config: config.variant == "raft++"),
+        "epsilon_high": Only("variant=raft++", lambda config: config.variant == "raft++"),
+    }
 
     variant: str = field(default="raft++", metadata={"help": "raft (plain likelihood) or raft++ (clipped ratio)."})
     delta: float | None = field(default=3.0, metadata={"help": "Dual clip of the released loss; inert here (A >= 0)."})

@@ -46,6 +46,10 @@ class REDIConfig(PreferenceConfig):
 
     alpha: float = field(default=0.8, metadata={"help": "Weight of the rejected traces; 1: symmetric, 0: SFT."})
 
+    @property
+    def reads_reference_logps(self) -> bool:
+        return False
+
     def validate(self) -> None:
         super().validate()
         if self.alpha < 0:

@@ -1,6 +1,7 @@
 """RMU: steer one layer to a fixed direction on forget text, hold it in place on retain text. arXiv 2403.03218."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -9,6 +10,7 @@ from negpo.logprobs import backbone_hidden
 from negpo.logprobs.head import unwrap
 from negpo.objectives import rmu_control_vector, rmu_loss
 from negpo.trainers._run.config import require_positive
+from negpo.trainers._run.settings import LIVE, Rule
 from negpo.trainers._unlearn.base import UnlearnTrainer
 from negpo.trainers._unlearn.batch import concatenate
 from negpo.trainers._unlearn.config import UnlearnConfig
@@ -22,9 +24,15 @@ class RMUConfig(UnlearnConfig):
     train only the MLP output matrices of the steered layer and the two below; set ``trainable_parameters`` so.
     """
 
+    inherited: ClassVar[dict[str, Rule]] = {"pairing": LIVE}
+
     layer: int = field(default=7, metadata={"help": "Layer whose output is steered."})
     steering_coeff: float = field(default=6.5, metadata={"help": "Length of the random direction on forget text."})
     alpha: float = field(default=1200.0, metadata={"help": "Weight of the retain term."})
+
+    @property
+    def reads_reference(self) -> bool:
+        return True
 
     def validate(self) -> None:
         super().validate()

@@ -8,11 +8,18 @@ from negpo.objectives import nll_loss
 from negpo.trainers._preference.base import PreferenceTrainer
 from negpo.trainers._preference.config import PreferenceConfig
 from negpo.trainers._preference.data import Scored
+from negpo.trainers._run.settings import LIVE, Rule
 
 
 @dataclass
 class SFTConfig(PreferenceConfig):
     """Completion-only token mean. Rejected answers in the data are not read."""
+
+    inherited: ClassVar[dict[str, Rule]] = {"neftune_noise_alpha": LIVE}
+
+    @property
+    def reads_reference_logps(self) -> bool:
+        return False
 
     def validate(self) -> None:
         super().validate()

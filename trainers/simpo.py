@@ -17,6 +17,10 @@ class SimPOConfig(PreferenceConfig):
     beta: float = field(default=2.0, metadata={"help": "Inverse temperature of the mean log-probs."})
     gamma: float = field(default=1.0, metadata={"help": "Target margin, outside the product with beta."})
 
+    @property
+    def reads_reference_logps(self) -> bool:
+        return False
+
     def validate(self) -> None:
         super().validate()
         require_positive(self, "beta")

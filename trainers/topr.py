@@ -1,6 +1,7 @@
 """TOPR, tapered off-policy REINFORCE: arXiv 2503.14286."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -9,11 +10,16 @@ from negpo.objectives import topr_loss
 from negpo.trainers._policy.base import PolicyTrainer
 from negpo.trainers._policy.batch import MicroBatch
 from negpo.trainers._policy.config import PolicyConfig
+from negpo.trainers._run.settings import Refused, Rule
 
 
 @dataclass
 class TOPRConfig(PolicyConfig):
     """Rewards +1 and -1 without a baseline; per-sequence means."""
+
+    inherited: ClassVar[dict[str, Rule]] = dict.fromkeys(
+        ("epsilon", "epsilon_high", "delta"), Refused("TOPR clips no ratio")
+    )
 
     normalizer: str = field(default="sequence_mean", metadata={"help": "TOPR is defined with sequence_mean only."})
     vllm_importance_sampling_correction: bool = field(

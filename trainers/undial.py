@@ -26,6 +26,10 @@ class UNDIALConfig(UnlearnConfig):
     )
 
     @property
+    def reads_reference(self) -> bool:
+        return True
+
+    @property
     def forget_weight(self) -> float:
         return self.forget_coeff
 

@@ -1,9 +1,11 @@
 """Gradient ascent with a detached weight per token: WGA, TNPO, WTNPO (arXiv 2502.19301) and SatImp."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from negpo.errors import ConfigError
 from negpo.objectives import satimp_loss, tnpo_loss, wga_loss
+from negpo.trainers._run.settings import Only, Rule
 from negpo.trainers._unlearn.base import UnlearnTrainer
 from negpo.trainers._unlearn.batch import Part
 from negpo.trainers._unlearn.config import UnlearnConfig
@@ -20,6 +22,13 @@ class WGAConfig(UnlearnConfig):
     p^beta1 (1 - p)^beta2.
     """
 
+    inherited: ClassVar[dict[str, Rule]] = {
+        "beta": Only("a weighting other than satimp", lambda config: config.weighting != "satimp"),
+        "alpha": Only("weighting=wtnpo", lambda config: config.weighting == "wtnpo"),
+        "beta1": Only("weighting=satimp", lambda config: config.weighting == "satimp"),
+        "beta2": Only("weighting=satimp", lambda config: config.weighting == "satimp"),
+    }
+
     retain_loss: str = field(default="nll", metadata={"help": "Term on retain rows: none, nll or kl."})
     weighting: str = field(default="wga", metadata={"help": "Token weight: wga, tnpo, wtnpo or satimp."})
     beta: float | None = field(
@@ -31,6 +40,10 @@ class WGAConfig(UnlearnConfig):
     forget_coeff: float = field(default=1.0, metadata={"help": "Weight of the forget term (open-unlearning: gamma)."})
 
     @property
+    def reads_reference_logps(self) -> bool:
+        return self.weighting in ("tnpo", "wtnpo")
+
+    @property
     def forget_weight(self) -> float:
         return self.forget_coeff
 
@@ -38,8 +51,6 @@ class WGAConfig(UnlearnConfig):
         super().validate()
         if self.weighting not in DEFAULT_BETA:
             raise ConfigError(f"weighting is {self.weighting!r}; choose one of {', '.join(DEFAULT_BETA)}")
-        if self.weighting == "satimp" and self.beta is not None:
-            raise ConfigError("weighting=satimp has the exponents beta1 and beta2; beta would be ignored")
         if self.beta is None:
             self.beta = DEFAULT_BETA[self.weighting]
 

@@ -29,6 +29,10 @@ class WPNConfig(PreferenceConfig):
     temperature: float = field(default=0.1, metadata={"help": "Divides the cosine similarities. Ours."})
     nll_coeff: float = field(default=1.0, metadata={"help": "Weight of the harmless answers' NLL. Ours."})
 
+    @property
+    def reads_reference_logps(self) -> bool:
+        return False
+
     def validate(self) -> None:
         super().validate()
         require_positive(self, "temperature")

@@ -1,7 +1,6 @@
 """Every inherited setting of every config changes the run, or is refused by name. No third state."""
 
 import dataclasses
-import os
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
@@ -10,18 +9,19 @@ import preference_tiny
 import pytest
 import rl_tiny
 import torch
-import transformers
 import unlearn_tiny
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from negpo.errors import ConfigError, NegpoError
+from negpo.errors import ConfigError
 from negpo.trainers import METHODS
 from negpo.trainers._run.settings import Only, Refused, default_of, inherited_names, rules_of
 from negpo.trainers._run.typed import fits, wanted
 
 FAMILIES = {
-    "npo": lambda folder, **s: unlearn_tiny.make_trainer("npo", folder, **{"max_steps": 2, "num_train_epochs": 1.0} | s),
+    "npo": lambda folder, **s: unlearn_tiny.make_trainer(
+        "npo", folder, **{"max_steps": 2, "num_train_epochs": 1.0} | s
+    ),
     "dpo": lambda folder, **s: preference_tiny.make_trainer("dpo", folder, **{"max_steps": 2} | s),
     "nsr": lambda folder, **s: rl_tiny.make_policy_trainer("nsr", folder, **{"max_steps": 2} | s),
 }
@@ -133,7 +133,11 @@ def test_settings_of_a_method_that_would_do_nothing_are_named(method, settings, 
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("npo", {"trainable_parameters": "mlp.down_proj"}, r"trainable_parameters is 'mlp.down_proj'.*\[mlp.down_proj\]"),
+        (
+            "npo",
+            {"trainable_parameters": "mlp.down_proj"},
+            r"trainable_parameters is 'mlp.down_proj'.*\[mlp.down_proj\]",
+        ),
         ("d2o", {"sampling_prefixes": "Answer:"}, "sampling_prefixes"),
         ("npo", {"learning_rate": True}, "learning_rate is True"),
         ("npo", {"learning_rate": float("nan")}, "learning_rate is nan"),
@@ -249,15 +253,21 @@ COMMON = {
     "gradient_checkpointing": (True, lambda t: trained(t).model.is_gradient_checkpointing),
     "gradient_checkpointing_kwargs": (
         {"use_reentrant": True},
-        lambda t: [m._gradient_checkpointing_func.keywords for m in trained(t).model.modules()
-                   if hasattr(m, "_gradient_checkpointing_func")],
+        lambda t: [
+            m._gradient_checkpointing_func.keywords
+            for m in trained(t).model.modules()
+            if hasattr(m, "_gradient_checkpointing_func")
+        ],
         {"gradient_checkpointing": True},
     ),
     "dataloader_num_workers": (1, loader("num_workers")),
     "dataloader_persistent_workers": (True, loader("persistent_workers"), WORKERS),
     "dataloader_prefetch_factor": (3, loader("prefetch_factor"), WORKERS),
-    "dataloader_multiprocessing_context": ("spawn", lambda t: str(t.get_train_dataloader().multiprocessing_context),
-                                           WORKERS),
+    "dataloader_multiprocessing_context": (
+        "spawn",
+        lambda t: str(t.get_train_dataloader().multiprocessing_context),
+        WORKERS,
+    ),
     "dataloader_in_order": (False, loader("in_order"), WORKERS),
     "logging_strategy": ("no", logged),
     "logging_steps": (2, logged),

@@ -10,7 +10,9 @@ from negpo.logprobs.shared import SHARING
 from negpo.objectives.policy_terms import IMPORTANCE_MODES
 from negpo.rollout import ENGINES
 from negpo.trainers._policy.reduction import NORMALIZERS
+from negpo.trainers._policy.settings import POLICY
 from negpo.trainers._run.run_config import RunConfig
+from negpo.trainers._run.settings import Rule
 
 
 @dataclass
@@ -36,6 +38,8 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
         "reward_errors": ("stop", "unknown"),
         "vllm_importance_sampling_mode": IMPORTANCE_MODES,
     }
+
+    inherited: ClassVar[dict[str, Rule]] = POLICY
 
     # batches
     updates_per_rollout: int = field(
@@ -148,18 +152,8 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
 
     def validate(self) -> None:
         super().validate()
-        for name in ("updates_per_rollout", "watchdog_patience", "max_reward_timeouts", "max_resamples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("reward_timeout", "normalizer_length"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be greater than 0")
         self._check_groups()
         self._check_sampling()
-        if self.loss_type != "dapo":
-            raise ConfigError(
-                f"loss_type={self.loss_type!r} is TRL's; choose normalizer instead: {', '.join(NORMALIZERS)}"
-            )
 
     def _check_groups(self) -> None:
         if self.num_generations is None or self.num_generations < 2:
@@ -174,17 +168,10 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
             )
 
     def _check_sampling(self) -> None:
-        if self.use_vllm:
-            raise ConfigError("use_vllm is TRL's; set engine=vllm or engine=vllm-server instead")
         if self.deterministic_rollouts and self.engine == "vllm-server":
             raise ConfigError(
                 "deterministic_rollouts cannot reach a running server; start it with VLLM_BATCH_INVARIANT=1 and leave "
                 "the setting out"
-            )
-        if self.repetition_penalty != 1.0 or self.generation_kwargs:
-            raise ConfigError(
-                "repetition_penalty and generation_kwargs change the sampling distribution behind the log-probs; leave "
-                "them unset"
             )
         truncates = self.top_p < 1 or self.top_k > 0 or (self.min_p or 0) > 0
         if truncates and self.corrects_importance:

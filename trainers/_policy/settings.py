@@ -12,9 +12,10 @@ _CORRECTED = Only("an engine other than transformers", lambda config: config.eng
 _REFERENCE = Only("beta above 0", lambda config: config.beta > 0)
 _SYNCED = Only("sync_ref_model", lambda config: config.sync_ref_model)
 _LOGGED = Only("log_completions", lambda config: config.log_completions)
-_BEST = Only("load_best_model_at_end or save_strategy=best", lambda config: (
-    config.load_best_model_at_end or _asked(config.save_strategy) == "best"
-))
+_BEST = Only(
+    "load_best_model_at_end or save_strategy=best",
+    lambda config: config.load_best_model_at_end or _asked(config.save_strategy) == "best",
+)
 
 
 def _asked(strategy: object) -> str:
@@ -133,6 +134,10 @@ POLICY: dict[str, Rule] = {
     ),
     "router_aux_loss_coef": Refused("routers are trained through the log-probs alone"),
     "max_tool_calling_iterations": Refused("completions are single answers, without tools"),
+    # negpo's own
+    "max_resamples": Only("dead_groups=resample", lambda config: config.dead_groups == "resample"),
+    "normalizer_length": Only("normalizer=constant", lambda config: config.normalizer == "constant"),
+    "adapter_sync": Only("engine=vllm or vllm-server", lambda config: config.engine != "transformers"),
     "data_seed": Refused("the order of prompts follows seed"),
     "train_sampling_strategy": Refused("set shuffle_dataset instead"),
     "dataloader_drop_last": Refused("a rollout batch is always whole"),

@@ -7,6 +7,7 @@ from negpo.data.preference import BAD_ROWS
 from negpo.data.preference_encode import OVERLONG, TRUNCATION, Limits
 from negpo.errors import ConfigError
 from negpo.trainers._run.config import OfflineConfig
+from negpo.trainers._run.settings import Only, Rule
 
 
 @dataclass
@@ -19,6 +20,11 @@ class PreferenceConfig(OfflineConfig):
         "bad_rows": BAD_ROWS,
         "pairs": ("all", "first"),
         "share_prompt": ("auto", "always", "never"),
+    }
+
+    inherited: ClassVar[dict[str, Rule]] = {
+        "floor_patience": Only("chosen_logp_floor", lambda config: config.chosen_logp_floor is not None),
+        "truncation_mode": Only("overlong=truncate", lambda config: config.overlong == "truncate"),
     }
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate."})
@@ -51,6 +57,10 @@ class PreferenceConfig(OfflineConfig):
         default=None, metadata={"help": "Stop when the mean token log-prob of the chosen answers falls below this."}
     )
     floor_patience: int = field(default=2, metadata={"help": "Logs in a row below chosen_logp_floor before stopping."})
+
+    @property
+    def reads_reference_logps(self) -> bool:
+        return True
 
     def limits(self) -> Limits:
         names = ("max_length", "max_prompt_length", "max_completion_length", "overlong", "truncation_mode")

@@ -1,6 +1,5 @@
 """Settings of the trainers on stored rows, and the contradictions that are refused before a model is loaded."""
 
-import importlib.util
 import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ from transformers import TrainingArguments
 
 from negpo.errors import ConfigError
 from negpo.trainers._run.run_config import RunConfig
+from negpo.trainers._run.settings import Only, Rule
 
 
 @dataclass
@@ -20,6 +20,17 @@ class OfflineConfig(RunConfig, TrainingArguments):  # type: ignore[misc]  # bf16
         "token_normalization": ("batch", "micro_batch"),
         "reference": ("auto", "cache", "model", "adapters_off"),
         "train_sampling_strategy": ("random", "sequential"),
+    }
+
+    inherited: ClassVar[dict[str, Rule]] = {
+        "reference": Only("a method with a reference, or retain_loss=kl", lambda config: config.reads_reference),
+        "reference_cache_dir": Only(
+            "a method that reads log-probs of a reference from a cache",
+            lambda config: config.reads_reference_logps and config.reference in ("auto", "cache"),
+        ),
+        "check_reference": Only(
+            "a method that reads log-probs of a reference", lambda config: config.reads_reference_logps
+        ),
     }
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are nested."})
@@ -50,27 +61,20 @@ class OfflineConfig(RunConfig, TrainingArguments):  # type: ignore[misc]  # bf16
         default=None, metadata={"help": "Arguments of from_pretrained when the model is given by name."}
     )
 
+    @property
+    def reads_reference_logps(self) -> bool:
+        """Whether the objective reads log-probs of a reference."""
+        return False
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether a run has a reference at all."""
+        return self.reads_reference_logps
+
     def validate(self) -> None:
         super().validate()
-        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no":
-            raise ConfigError(
-                "eval_strategy must be 'no': such runs are judged by negpo eval. To stop on utility during training, "
-                "pass UtilityFloorCallback"
-            )
-        if self.remove_unused_columns:
-            raise ConfigError("remove_unused_columns must stay False: batches are nested")
         for pattern in self.trainable_parameters or []:
             _check_pattern(pattern)
-        self._check_optimizer()
-
-    def _check_optimizer(self) -> None:
-        optimizer = str(getattr(self.optim, "value", self.optim))
-        needs_bitsandbytes = "paged" in optimizer or "8bit" in optimizer or "bnb" in optimizer
-        if needs_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
-            raise ConfigError(
-                f"optim={optimizer} needs bitsandbytes: pip install 'negpo[quantization]', or set optim=adamw_torch "
-                "(the same update without paging)"
-            )
 
 
 def require_positive(config: OfflineConfig, *names: str) -> None:

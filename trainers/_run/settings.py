@@ -73,10 +73,7 @@ def is_ours(base: type) -> bool:
 def inherited_names(config_class: type) -> list[str]:
     """Fields that come from another library, in its order."""
     foreign = {
-        name
-        for base in config_class.__mro__
-        if not is_ours(base)
-        for name in base.__dict__.get("__annotations__", {})
+        name for base in config_class.__mro__ if not is_ours(base) for name in base.__dict__.get("__annotations__", {})
     }
     return [item.name for item in fields(config_class) if item.init and item.name in foreign]
 
@@ -183,9 +180,10 @@ INHERITED: dict[str, Rule] = {
     "adam_beta1": ADAPTIVE,
     "adam_beta2": ADAPTIVE,
     "adam_epsilon": ADAPTIVE,
-    "optim_args": Only("an optimiser that reads it (GaLore, APOLLO, LOMO, schedule-free, stable AdamW)", _optimizer(
-        "galore", "apollo", "lomo", "schedule_free", "stable", "ademamix", "grokadamw"
-    )),
+    "optim_args": Only(
+        "an optimiser that reads it (GaLore, APOLLO, LOMO, schedule-free, stable AdamW)",
+        _optimizer("galore", "apollo", "lomo", "schedule_free", "stable", "ademamix", "grokadamw"),
+    ),
     "optim_target_modules": Only("a GaLore or APOLLO optimiser", _optimizer("galore", "apollo")),
     "dataloader_persistent_workers": _WORKERS,
     "dataloader_prefetch_factor": _WORKERS,

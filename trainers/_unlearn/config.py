@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from negpo.errors import ConfigError
 from negpo.trainers._run.config import OfflineConfig, require_positive
+from negpo.trainers._run.settings import Only, Rule
 
 
 @dataclass
@@ -20,6 +21,13 @@ class UnlearnConfig(OfflineConfig):
         "retain_loss": ("none", "nll", "kl"),
         "pairing": ("random", "fixed"),
         "kl_positions": ("all", "labelled"),
+    }
+
+    inherited: ClassVar[dict[str, Rule]] = {
+        "grad_diff_coeff": Only("retain_loss=nll", lambda config: config.retain_loss == "nll"),
+        "kl_coeff": Only("retain_loss=kl", lambda config: config.retain_loss == "kl"),
+        "kl_positions": Only("retain_loss=kl", lambda config: config.retain_loss == "kl"),
+        "pairing": Only("rows to keep (retain_loss=nll or kl)", lambda config: config.retain_loss != "none"),
     }
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate."})
@@ -56,6 +64,10 @@ class UnlearnConfig(OfflineConfig):
         default="random",
         metadata={"help": "Retain partner of a forget row: drawn anew every epoch, or fixed as in the NPO code."},
     )
+
+    @property
+    def reads_reference(self) -> bool:
+        return self.reads_reference_logps or self.retain_loss == "kl"
 
     @property
     def forget_weight(self) -> float:
