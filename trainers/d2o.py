@@ -17,13 +17,13 @@ from negpo.data.io import atomic_write_json
 from negpo.data.preference_encode import Group, prefixed_prompt_ids
 from negpo.errors import ConfigError, DataError
 from negpo.objectives import d2o_loss
-from negpo.reference import hash_model
 from negpo.rollout import RolloutEngine, Sampling, make_engine
 from negpo.trainers._preference.base import PreferenceTrainer
 from negpo.trainers._preference.config import PreferenceConfig
 from negpo.trainers._preference.data import Scored
 from negpo.trainers._preference.samples import SampleRequest, cached_draw, draw, samples_of, with_samples
-from negpo.trainers._run.model import is_peft, load_model
+from negpo.trainers._run.model import load_model, starts_without_adapter
+from negpo.trainers._run.precision import loading_options
 from negpo.trainers._run.reference import Reference
 from negpo.trainers._run.script_arguments import ScriptArguments
 from negpo.trainers._run.settings import Only, Rule
@@ -139,7 +139,9 @@ class D2OTrainer(PreferenceTrainer):
         self._engine = engine
         super().__init__(model, args, *positional, **named)
         is_name = isinstance(sample_ref_model, str)
-        self._sample_ref_model = load_model(sample_ref_model, args.model_init_kwargs) if is_name else sample_ref_model
+        self._sample_ref_model = (
+            load_model(sample_ref_model, loading_options(args, adapter=False)) if is_name else sample_ref_model
+        )
         self._sample_reference: Reference | None = None
         self._initial_rows = ""
         self._drawn_in: dict[int, int] = {}  # prompt -> the window of refresh_steps its samples are from
@@ -175,7 +177,7 @@ class D2OTrainer(PreferenceTrainer):
             return
         source = self.args.reference
         if source == "auto" and self.args.samples == "refresh":
-            source = "adapters_off" if is_peft(self.model) and self._ref_model is None else "model"
+            source = "adapters_off" if starts_without_adapter(self.model) and self._ref_model is None else "model"
         self.reference = self._make_reference(self._ref_model, source)
         self._sample_reference = self.reference
         if self._sample_ref_model is not None:
@@ -220,7 +222,7 @@ class D2OTrainer(PreferenceTrainer):
         source = reference.model if reference.model is not None else self.model
         folder = Path(self.args.sample_cache_dir or Path(self.args.output_dir) / "samples")
         request = self._request(list(range(len(data))), "reference")
-        weights = hash_model(source, adapters=reference.model is not None)
+        weights = reference.weights_hash()
         # one process draws while the others wait, so it must have all weights
         with whole(source), self.accelerator.main_process_first(), reference.active(self.model) as model:
             model.to(self.args.device)

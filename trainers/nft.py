@@ -60,7 +60,7 @@ class NFTTrainer(PolicyTrainer):
     loss_takes_importance = False
 
     def compute_advantages(self, rewards: Tensor) -> Tensor:
-        advantages = (rewards > self.args.correct_threshold).float() - self._rates(rewards)
+        advantages = (self.labels(rewards) > 0).float() - self._rates(rewards)
         return torch.where(advantages < 0, self.args.negative_weight * advantages, advantages)
 
     def group_values(self, rewards: Tensor) -> dict[str, Tensor]:
@@ -82,5 +82,5 @@ class NFTTrainer(PolicyTrainer):
     def _rates(self, rewards: Tensor) -> Tensor:
         """(P, G): share of right answers among the known ones of each group, in the range that the loss clamps to."""
         known = ~rewards.isnan()
-        right = (rewards > self.args.correct_threshold).sum(1) / known.sum(1).clamp(min=1)
+        right = (self.labels(rewards) > 0).sum(1) / known.sum(1).clamp(min=1)
         return right.clamp(*RATE_RANGE).unsqueeze(1).expand_as(rewards)

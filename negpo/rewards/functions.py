@@ -39,7 +39,7 @@ def correctness_reward(
     kind_column: str | None = None,
     mode: str = "default",
     options: GradeOptions = EXACT,
-    truncated: str = "unknown",
+    truncated: str | None = None,
     max_tokens: int | None = None,
     eos_token_id: int | Collection[int] = (),
     pool: VerifierPool | None = None,
@@ -56,7 +56,8 @@ def correctness_reward(
         correct, wrong: +1 and -1 for signed methods (NSR, W-REINFORCE), 1 and 0 for group-normalised ones.
         answer_column: dataset column with the gold answers; ``kind_column`` one with answer kinds, if there is one.
         mode: grading mode, see :data:`negpo.rewards.grader.MODES`; ``options``: tolerances of the default mode.
-        truncated: what becomes of a completion that the length limit cut. Its fragment is never graded.
+        truncated: what becomes of a completion that the length limit cut; None: what the trainer says
+            (``truncated_policy``), else ``"unknown"``. Its fragment is never graded.
             ``"unknown"``: no verdict, so no gradient and no part in the group's baseline.
             ``"wrong"``: a negative sample. ``"mask"``: wrong in its group's baseline, but its own tokens are not
             trained on (``Rewards.masked``; what TRL's ``mask_truncated_completions`` does). ``"soft"``: right or wrong
@@ -72,24 +73,25 @@ def correctness_reward(
             ``truncated`` was chosen but nothing tells which completions were cut.
     """
     check_mode(None, mode, options)
-    check_truncated(truncated)
+    check_truncated(truncated or "unknown")
     if not (math.isfinite(correct) and math.isfinite(wrong) and correct > wrong):
         raise ConfigError(f"correct={correct} must be larger than wrong={wrong}, both finite")
 
     def prepare(completions: Sequence[Any], ids: Any, columns: dict[str, Any]) -> _Batch:
         golds = column(columns, answer_column, len(completions))
         kinds = column(columns, kind_column, len(completions)) if kind_column else [None] * len(completions)
-        cut = cut_flags(columns, ids, len(completions), truncated, max_tokens, eos_token_id)
-        given = [cut_verdict(truncated) if was_cut else None for was_cut in cut]
+        policy = truncated or next(iter(columns.get("truncated_policy") or ["unknown"]))
+        cut = cut_flags(columns, ids, len(completions), policy, max_tokens, eos_token_id)
+        given = [cut_verdict(policy) if was_cut else None for was_cut in cut]
         texts = [completion_text(completion) for completion in completions]
-        return _Batch(list(zip(texts, golds, strict=True)), kinds, cut, given)
+        return _Batch(list(zip(texts, golds, strict=True)), kinds, cut, given, policy)
 
     def finish(batch: _Batch, graded: Sequence[Verdict], columns: dict[str, Any]) -> Rewards:
         rest = iter(graded)
         verdicts = [verdict or next(rest) for verdict in batch.given]
         _log(verdicts, batch.cut, columns)
         values = {"correct": correct, "wrong": wrong, "unknown": None}
-        masked = [truncated == "mask" and was_cut for was_cut in batch.cut]
+        masked = [batch.policy == "mask" and was_cut for was_cut in batch.cut]
         return Rewards([values[verdict.status] for verdict in verdicts], verdicts, masked)
 
     def correctness(prompts=None, completions=(), completion_ids=None, **columns) -> Rewards:
@@ -110,6 +112,7 @@ def correctness_reward(
 
     function = _named(correctness_async if asynchronous else correctness, "correctness_reward", role="verdict")
     function.validate = validate  # type: ignore[attr-defined]
+    function.truncated = truncated  # type: ignore[attr-defined]  # trainers compare it with their own setting
     return function
 
 
@@ -121,6 +124,7 @@ class _Batch:
     kinds: list[str | None]
     cut: list[bool]
     given: list[Verdict | None]
+    policy: str
 
     @property
     def open(self) -> dict[str, Any]:

@@ -88,17 +88,10 @@ def test_every_conditional_field_is_refused_without_what_it_needs(tmp_path):
 
 
 def test_a_field_that_nobody_looked_at_is_refused():
-    @dataclasses.dataclass
-    class Newer(TrainingArguments):
-        pass
-
-    Newer.__module__ = "transformers.future"
-    Newer.__annotations__["brand_new"] = int
-    Newer = dataclasses.dataclass(Newer)
-    Newer.brand_new = 0
-    assert isinstance(rules_of(CONFIGS["npo"])["label_names"], Refused)
-    for config in CONFIGS.values():
-        assert set(rules_of(config)) == {item.name for item in dataclasses.fields(config) if item.init}
+    newer = dataclasses.make_dataclass(
+        "Newer", [("brand_new", int, 0)], bases=(CONFIGS["npo"],), module="transformers.x"
+    )
+    assert rules_of(newer)["brand_new"] == Refused("this version of negpo does not know the setting")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +106,6 @@ def test_a_field_that_nobody_looked_at_is_refused():
         ("sft", {"reference": "model"}, "reference"),
         ("dpo", {"floor_patience": 5}, "floor_patience"),
         ("dpo", {"overlong": "drop", "truncation_mode": "keep_end"}, "truncation_mode"),
-        ("sft", {"share_prompt": "always"}, "share_prompt"),
         ("d2o", {"refresh_steps": 7}, "refresh_steps"),
         ("nsr", {"max_resamples": 9}, "max_resamples"),
         ("nsr", {"normalizer_length": 9.0}, "normalizer_length"),
@@ -168,7 +160,9 @@ def test_values_of_a_wrong_type_or_range_are_named(method, settings, message, tm
 def test_annotations_are_put_in_words():
     assert wanted(list[str] | None) == "a list or null"
     assert wanted(dict[str, int]) == "a mapping of names to values"
-    assert fits(1, float) and not fits(True, float) and not fits(1.0, int)
+    assert fits(1, float)
+    assert not fits(True, float)
+    assert not fits(1.0, int)
 
 
 # ---- honoured --------------------------------------------------------------------------------------------------------

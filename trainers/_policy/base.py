@@ -16,12 +16,13 @@ from negpo.data.rows import fingerprint_rows
 from negpo.errors import ConfigError
 from negpo.logprobs import LogprobBatch
 from negpo.objectives import clipped_policy_loss, low_variance_kl, reduce_tokens
+from negpo.rewards.outcome import cut_off
 from negpo.rollout import RolloutEngine
 from negpo.trainers._policy import batch as rows_
 from negpo.trainers._policy.batch import EMPTY, REAL, MicroBatch, Record
 from negpo.trainers._policy.collect import AdvantageFunction, RolloutCollector
 from negpo.trainers._policy.config import PolicyConfig
-from negpo.trainers._policy.data import as_dataset, fitting_prompts, guarded
+from negpo.trainers._policy.data import as_dataset, fitting_prompts, guarded, starting_policy, with_readable_golds
 from negpo.trainers._policy.displacement import DisplacementProbe
 from negpo.trainers._policy.grpo import GRPOAdapter, require_contract
 from negpo.trainers._policy.guard import StepGuard
@@ -30,6 +31,7 @@ from negpo.trainers._policy.rollouts import RolloutSource
 from negpo.trainers._policy.score import RowScorer
 from negpo.trainers._policy.state import LastingState
 from negpo.trainers._policy.telemetry import Telemetry
+from negpo.trainers._policy.verdicts import check_truncated_roles
 from negpo.trainers._run.lifecycle import Lifecycle
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Any]  # (logps, old_logps, advantages, mask) -> loss
@@ -80,20 +82,24 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
                 f"{type(self).__name__} has no importance correction for engine={args.engine}; set "
                 "vllm_importance_sampling_correction=false"
             )
+        model, peft_config = starting_policy(model, args, peft_config)
         self.own_advantages = advantages
         self.own_loss: Any = loss
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
             args=args,
-            train_dataset=as_dataset(train_dataset),
-            eval_dataset=eval_dataset if eval_dataset is None else as_dataset(eval_dataset),
+            train_dataset=with_readable_golds(as_dataset(train_dataset), reward_funcs, args, "train_dataset"),
+            eval_dataset=eval_dataset
+            if eval_dataset is None
+            else with_readable_golds(as_dataset(eval_dataset), reward_funcs, args, "eval_dataset"),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
         )
         self.reward_funcs = guarded(self.reward_funcs, self.reward_func_names, args)
+        check_truncated_roles(self.reward_funcs, args.truncated)
         self._drop_long_prompts()
         self.telemetry = Telemetry(self.accelerator.device)
         self.scorer = RowScorer(
@@ -117,9 +123,8 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         raise ConfigError(f"{type(self).__name__} needs advantages=...: a function of (rewards, groups)")
 
     def labels(self, rewards: Tensor) -> Tensor:
-        """(P, G): 1 for right, -1 for wrong, NaN for unknown."""
-        signs = torch.where(rewards > self.args.correct_threshold, 1.0, -1.0)
-        return torch.where(rewards.isnan(), torch.nan, signs)
+        """(P, G): 1 for right, -1 for wrong, NaN for unknown: the verdicts on the answers whose rewards these are."""
+        return self.collector.labels
 
     def counted_rows(self, rewards: Tensor, advantages: Tensor) -> Tensor:
         """(P, G) bool: rows whose tokens count in the normaliser, among those with a known reward."""
@@ -161,7 +166,9 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         completions, logps = self.source.draw(prompt_ids, n, first)
         # TRL reads the last token of every completion; an empty one gets a placeholder and is left out later.
         if self.model.training:
-            self.collector.empty = torch.tensor([not ids for ids in completions], device=self.accelerator.device)
+            device, limit = self.accelerator.device, self.args.max_completion_length
+            self.collector.empty = torch.tensor([not ids for ids in completions], device=device)
+            self.collector.cut = torch.tensor(cut_off(completions, limit, self.eos_token_ids), device=device)
             self.guard.looping = rows_.loops(completions)
         eos = self.eos_token_ids[0]
         filled = [ids or [eos] for ids in completions]
@@ -219,7 +226,7 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
             batch["advantages"] = advantages * batch["importance"]
         objective = self.loss if self.own_loss is None else self._scaled_own_loss
         loss, stats = objective(batch, logps, old_logps, mask)
-        loss = loss + self._extra_terms(batch, scored)
+        loss = loss + self._extra_terms(batch, scored, old_logps)
         self.telemetry.add("rows/forward", len(mask))
         self.telemetry.add("rows/trained", mask.any(1).sum())
         self.telemetry.add_policy(
@@ -234,11 +241,19 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         self.guard.observe(logps, old_logps, mask, scored.entropy, loss)
         return loss * reduction.share
 
-    def _extra_terms(self, batch: MicroBatch, scored: LogprobBatch) -> Tensor | float:
-        """KL to the reference model and entropy bonus, reduced like the loss."""
+    def _extra_terms(self, batch: MicroBatch, scored: LogprobBatch, old_logps: Tensor) -> Tensor | float:
+        """KL to the reference model and entropy bonus, reduced like the loss.
+
+        ``use_bias_correction_kl`` (TRL's default) weights the KL by the ratio to the policy that sampled, as in
+        DeepSeek-V3.2 (arXiv 2512.02556, eq. 7): the estimator is then unbiased off-policy, and so is its gradient.
+        """
         terms: Any = 0.0
         if self.beta != 0:
-            terms = terms + self.beta * low_variance_kl(scored.logps, batch["ref_logps"], scored.mask)
+            divergence = low_variance_kl(scored.logps, batch["ref_logps"], scored.mask)
+            if self.args.use_bias_correction_kl:
+                gap = torch.where(scored.mask, scored.logps - old_logps, 0.0)
+                divergence = divergence * gap.exp()
+            terms = terms + self.beta * divergence
         if self.args.entropy_coef != 0:
             terms = terms - self.args.entropy_coef * scored.entropy
         return terms if isinstance(terms, float) else reduce_tokens(terms, scored.mask, **batch["reduction"].arguments)

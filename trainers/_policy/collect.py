@@ -14,6 +14,7 @@ from negpo.trainers._policy.rewards import GuardedReward
 from negpo.trainers._policy.rollouts import PromptStream
 from negpo.trainers._policy.score import RowScorer
 from negpo.trainers._policy.telemetry import GroupKinds, Telemetry
+from negpo.trainers._policy.verdicts import UnknownStreak, cut_columns, labels_of_rewards, local_labels
 from negpo.trainers._run.hang_watch import HangWatch
 
 AdvantageFunction = Callable[[Tensor, Tensor], Tensor]  # (rewards (N,), groups (N,)) -> (N,)
@@ -34,9 +35,11 @@ class RolloutHost(Protocol):
     trains_all_rows: bool
     dead_kinds: tuple[str, ...]
     scores_itself: bool
+    eos_token_ids: Any
 
     def raw_rollout(self, inputs: list[dict[str, Any]]) -> tuple[Record, Tensor]: ...
     def record_metric(self, name: str, value: float) -> None: ...
+    def log_advantages(self, advantages: Tensor) -> None: ...
     def compute_advantages(self, rewards: Tensor) -> Tensor: ...
     def counted_rows(self, rewards: Tensor, advantages: Tensor) -> Tensor: ...
     def group_values(self, rewards: Tensor) -> dict[str, Tensor]: ...
@@ -50,7 +53,10 @@ class RolloutCollector:
         self.host, self.scorer, self.probe, self.telemetry = host, scorer, probe, telemetry
         self.args, self.accelerator = host.args, host.accelerator
         self.prompts = PromptStream(len(host.train_dataset), host.args.seed)
+        self.unknown = UnknownStreak(host.args.max_unknown_rollouts)
+        self.labels: Tensor  # (P, G) of the current rollout: 1 right, -1 wrong, NaN unknown
         self.empty: Tensor  # (N,) bool, local rows for which the engine returned nothing
+        self.cut: Tensor  # (N,) bool, local rows that the length limit cut
 
     @property
     def scores_early(self) -> bool:
@@ -62,6 +68,7 @@ class RolloutCollector:
     def start_rewards(self, completions: list, completion_ids: list[list[int]], inputs: list[dict[str, Any]]) -> None:
         """Begin to judge while the old log-probs are scored."""
         columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in ("prompt", "completion")}
+        columns |= cut_columns(completion_ids, self.args, self.host.eos_token_ids)
         prompts = [row["prompt"] for row in inputs]
         hold = {"trainer_state": self.host.state, "log_extra": None, "log_metric": None}
         for function in self.host.reward_funcs:
@@ -80,6 +87,7 @@ class RolloutCollector:
         if self.args.dead_groups == "resample":
             record = self._resample(record, dead)
         self._finish(record)
+        self.host.log_advantages(record["advantages"])
         return record
 
     # ---- judging --------------------------------------------------------------------------------------------------
@@ -89,8 +97,8 @@ class RolloutCollector:
         host = self.host
         output, per_function = host.raw_rollout(inputs)
         host.watch.beat()
-        rewards = self._total_rewards(per_function).view(-1, self.args.num_generations)  # (P, G)
-        kinds = GroupKinds.of(rewards, self.args.correct_threshold)
+        rewards, cut = self._judge(per_function)  # (P, G)
+        kinds = GroupKinds.of(rewards, self.labels)
         for name, value in kinds.counts().metrics().items():
             host.record_metric(name, value)
         dead = torch.stack([getattr(kinds, name) for name in host.dead_kinds]).any(0)  # (P,)
@@ -100,11 +108,14 @@ class RolloutCollector:
         counted = known & host.counted_rows(rewards, advantages)
         if self.args.dead_groups != "keep":
             counted &= ~dead.unsqueeze(1)
+        if self.args.truncated == "mask":
+            counted &= ~cut
+        self._tell_cut(cut, torch.where(counted, advantages, 0.0))
         groups = torch.arange(len(rewards), device=rewards.device).unsqueeze(1).expand_as(rewards)
         values = {
             "reward": rewards,
             "advantages": advantages,
-            "correct": rewards > self.args.correct_threshold,
+            "correct": self.labels > 0,
             "selected": counted,
             "group": groups,
         } | host.group_values(rewards)
@@ -113,6 +124,35 @@ class RolloutCollector:
             names["old_logps"] = "old_per_token_logps"
         per_token = {name: output[key] for name, key in names.items() if key in output}
         return rows_.align_rows(output, per_token) | {k: self._local(v) for k, v in values.items()}, dead
+
+    def _judge(self, per_function: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, G) rewards, and which answers were cut; sets ``labels``. ``truncated`` says what becomes of cut ones."""
+        total, cut = self._total_rewards(per_function), self.accelerator.gather(self.cut)
+        own = local_labels(self.host.reward_funcs, len(self.cut))
+        labels = (
+            labels_of_rewards(
+                per_function, self.host.reward_weights, self.host.reward_funcs, self.args.correct_threshold
+            )
+            if own is None
+            else self.accelerator.gather(own.to(total.device))
+        )
+        if self.args.truncated == "unknown":
+            total = torch.where(cut, torch.nan, total)
+        elif self.args.truncated in ("wrong", "mask"):
+            labels = torch.where(cut, -1.0, labels)
+        labels = torch.where(total.isnan(), torch.nan, labels)
+        size = self.args.num_generations
+        self.labels = labels.view(-1, size)
+        self.unknown.add(total.isnan().float().mean().item(), cut.float().mean().item())
+        return total.view(-1, size), cut.view(-1, size)
+
+    def _tell_cut(self, cut: Tensor, trained: Tensor) -> None:
+        """Share of cut answers, and of these the share pushed up, pushed down, and not trained on."""
+        self.host.record_metric("truncated/share", cut.float().mean().item())
+        if cut.any():
+            signs = trained[cut].sign()
+            for name, sign in (("positive", 1), ("negative", -1), ("unused", 0)):
+                self.host.record_metric(f"truncated/{name}", (signs == sign).float().mean().item())
 
     def _advantages(self, rewards: Tensor) -> Tensor:
         """Of the function handed to the trainer, or of the method."""

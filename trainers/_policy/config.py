@@ -8,6 +8,7 @@ from trl import GRPOConfig
 from negpo.errors import ConfigError
 from negpo.logprobs.shared import SHARING
 from negpo.objectives.policy_terms import IMPORTANCE_MODES
+from negpo.rewards.outcome import TRUNCATED
 from negpo.rollout import ENGINES
 from negpo.trainers._policy.reduction import NORMALIZERS
 from negpo.trainers._policy.settings import POLICY
@@ -35,6 +36,7 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
         "normalizer": NORMALIZERS,
         "dead_groups": ("keep", "drop", "resample"),
         "partial_rewards": ("unknown", "sum"),
+        "truncated": TRUNCATED,
         "reward_errors": ("stop", "unknown"),
         "vllm_importance_sampling_mode": IMPORTANCE_MODES,
     }
@@ -74,6 +76,20 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
     normalizer_length: float = field(default=1000.0, metadata={"help": "Divisor of normalizer=constant."})
 
     # rewards
+    truncated: str | None = field(
+        default=None,
+        metadata={
+            "help": "Answers cut off by max_completion_length: unknown (no gradient, not in the group's baseline), "
+            "wrong, mask (wrong in the baseline, their tokens not trained) or soft (judged by what was finished before "
+            "the cut). Default: unknown; mask with mask_truncated_completions."
+        },
+    )
+    skip_bad_golds: bool = field(
+        default=False, metadata={"help": "Leave problems whose gold answer cannot be read out, counted; else an error."}
+    )
+    max_unknown_rollouts: int = field(
+        default=5, metadata={"help": "Stop after this many rollouts in a row with (nearly) only unknown rewards."}
+    )
     correct_threshold: float = field(default=0.5, metadata={"help": "A reward above this counts as a right answer."})
     reward_timeout: float = field(
         default=600.0, metadata={"help": "Seconds until a reward call is given up; its rows are then unknown."}
@@ -147,7 +163,14 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
     def __post_init__(self) -> None:
         if self.steps_per_generation is None and self.generation_batch_size is None:
             self.steps_per_generation = self.updates_per_rollout * self.gradient_accumulation_steps
+        if self.truncated is None:
+            self.truncated = "mask" if self.mask_truncated_completions is True else "unknown"
+        elif self.mask_truncated_completions is True and self.truncated != "mask":
+            raise ConfigError(
+                f"mask_truncated_completions and truncated={self.truncated} contradict each other; leave the first out"
+            )
         super().__post_init__()
+        self.mask_truncated_completions = False  # TRL's own mask would count such answers as empty
         self._check_rollout_batch()
 
     def validate(self) -> None:

@@ -6,11 +6,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from negpo import models
 from negpo.errors import ConfigError, DataError
 from negpo.trainers._policy.config import PolicyConfig
 from negpo.trainers._policy.rewards import GuardedReward
+from negpo.trainers._run.model import base_of, is_peft, starting_model
+from negpo.trainers._run.precision import loading_options
 
 logger = logging.getLogger(__name__)
+RESERVED = {
+    "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "completion_truncated",
+    "truncated_policy",
+}  # fmt: skip
 
 
 def as_dataset(rows: Any) -> Dataset:
@@ -30,10 +37,37 @@ def as_dataset(rows: Any) -> Dataset:
         if any(value not in (None, [], {}, "") for value in rows[name]):
             instead = "set chat_template_kwargs in the config" if name == "chat_template_kwargs" else "remove it"
             raise DataError(f"the column would not be used; {instead}", file="train_dataset", field=name)
+    if taken := sorted(RESERVED & set(rows.column_names)):
+        raise DataError(
+            "reward functions are given an argument of that name by the trainer; rename the column",
+            file="train_dataset",
+            field=taken[0],
+        )
     for index, prompt in enumerate(rows["prompt"]):
         if not prompt:
             raise DataError(f"is {prompt!r}; need text or messages", file="train_dataset", row=index, field="prompt")
     return rows
+
+
+def starting_policy(model: Any, args: PolicyConfig, peft_config: Any) -> tuple[Any, Any]:
+    """Model and ``peft_config`` as TRL takes them, in the precision of ``args``. TRL loads names itself: it needs them
+    for the reference model of a KL term.
+
+    Raises ConfigError for a frozen model, and for a KL term whose reference cannot be loaded.
+    """
+    if isinstance(model, str) and base_of(model) == model:
+        models.check_complete(model)
+        args.model_init_kwargs = loading_options(args, adapter=peft_config is not None)
+        return model, peft_config
+    given = not isinstance(model, str)
+    model = starting_model(model, args, peft_config)
+    args.model_init_kwargs = None
+    if given and args.beta and not is_peft(model) and not model.config._name_or_path:
+        raise ConfigError(
+            f"beta={args.beta} needs a reference model, which is loaded by name; this model was built in memory. Save "
+            "it and pass its folder, train a LoRA adapter (peft_config), or set beta=0"
+        )
+    return model, None
 
 
 def fitting_prompts(dataset: Dataset, lengths: list[int], *, limit: int | None, needed: int) -> Dataset:
@@ -52,6 +86,19 @@ def fitting_prompts(dataset: Dataset, lengths: list[int], *, limit: int | None, 
             f"{'' if limit is None else f' of at most {limit} tokens'}. Use more prompts, a smaller batch, fewer "
             "updates_per_rollout, or a larger max_prompt_length"
         )
+    return dataset
+
+
+def with_readable_golds(dataset: Dataset, reward_funcs: Any, args: PolicyConfig, name: str) -> Dataset:
+    """``dataset`` after the reward functions that read golds have looked at all of them (``validate``).
+
+    Raises DataError with the rows that cannot be read, unless ``args.skip_bad_golds`` leaves them out, with a count.
+    """
+    functions = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    for function in functions:
+        if callable(validate := getattr(function, "validate", None)):
+            kept = validate(dataset, skip_bad_golds=args.skip_bad_golds, source=name).kept
+            dataset = dataset.select(kept) if len(kept) < len(dataset) else dataset
     return dataset
 
 

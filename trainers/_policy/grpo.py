@@ -13,12 +13,14 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from accelerate.utils import gather
 from torch import Tensor
 from trl import GRPOTrainer
 
 from negpo.data.chat import fixed_date, text_ids
 from negpo.errors import ConfigError
 from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.verdicts import cut_columns
 from negpo.trainers._run.model_card import WritesModelCard
 from negpo.trainers._run.sharding import whole_while_generating
 
@@ -40,7 +42,7 @@ ATTRIBUTES = {
     "_tokenize_prompts": ("chat_template_kwargs",),
     "_prepare_inputs": ("_step", "_buffered_inputs"),
     "training_step": ("_step",),
-    "log": ("_metrics",),
+    "log": ("_metrics", "_logs"),
 }
 
 
@@ -113,6 +115,14 @@ class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's 
         """One value of a metric that is averaged until the next log."""
         self._metrics["train"][name].append(value)
 
+    def log_advantages(self, advantages: Tensor) -> None:
+        """The advantages that are trained on, in the place of TRL's own in the table of completions."""
+        values = gather(advantages.mean(1) if advantages.ndim == 2 else advantages).tolist()
+        logged = self._logs["advantages"]
+        for _ in range(min(len(values), len(logged))):
+            logged.pop()
+        logged.extend(values)
+
     @property
     def micro_step(self) -> int:
         """Micro-batches trained on since the beginning of the run."""
@@ -169,6 +179,8 @@ class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's 
         return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        columns = cut_columns(completion_ids_list, self.args, self.eos_token_ids)
+        inputs = [row | {name: values[place] for name, values in columns.items()} for place, row in enumerate(inputs)]
         self._rewards_per_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards_per_function
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
+import numpy
 import torch
 
 from negpo.errors import DataError, NegpoError, TrainingStopped
+from negpo.rewards.outcome import Rewards
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class GuardedReward:
         self.function, self.name, self.timeout = function, name, timeout
         self.max_timeouts, self.errors = max_timeouts, errors
         self.timeouts_in_a_row = 0
+        self.labels: list[bool | None] | None = None  # of the last call, where the function gives verdicts
         self._pending: _Call | None = None
 
     def start(self, **kwargs: Any) -> None:
@@ -37,6 +40,7 @@ class GuardedReward:
 
     def __call__(self, **kwargs: Any) -> list[float]:
         call, self._pending = self._pending, None
+        self.labels = None
         if call is None or call.kwargs["completions"] is not kwargs["completions"]:
             call = _Call(self.function, kwargs)
         count = len(kwargs["completions"])
@@ -70,12 +74,14 @@ class GuardedReward:
         ) from error
 
     def _checked(self, result: Any, count: int) -> list[float]:
-        if isinstance(result, torch.Tensor):
+        if isinstance(result, Rewards):
+            self.labels = result.labels
+        if isinstance(result, torch.Tensor | numpy.ndarray | numpy.generic):
             if result.ndim != 1:
                 raise DataError(
-                    f"reward function '{self.name}' returned a tensor {tuple(result.shape)}, need ({count},)"
+                    f"reward function '{self.name}' returned an array {tuple(result.shape)}, need ({count},)"
                 )
-            result = result.detach().cpu().tolist()
+            result = result.tolist()
         if not isinstance(result, Sequence) or isinstance(result, str):
             raise DataError(
                 f"reward function '{self.name}' returned {type(result).__name__}, need a list of numbers or None"
@@ -84,8 +90,14 @@ class GuardedReward:
             raise DataError(f"reward function '{self.name}' returned {len(result)} rewards for {count} completions")
         for row, value in enumerate(result):
             if value is not None and not isinstance(value, Real):
-                raise DataError(f"reward function '{self.name}' returned {value!r}; need a number or None", row=row)
-        return [float(value) if value is not None and math.isfinite(value) else math.nan for value in result]
+                raise DataError(f"reward function '{self.name}' returned {value!r:.80}; need a number or None", row=row)
+        return [self._number(value, row) for row, value in enumerate(result)]
+
+    def _number(self, value: Any, row: int) -> float:
+        try:
+            return float(value) if value is not None and math.isfinite(value) else math.nan
+        except OverflowError as error:
+            raise DataError(f"reward function '{self.name}' returned a number beyond all range", row=row) from error
 
 
 class _Call:

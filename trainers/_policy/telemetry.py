@@ -97,7 +97,7 @@ class GroupCounts:
 
 @dataclass
 class GroupKinds:
-    """(P,) bool tensors over groups; rewards (P, G) with NaN for unknown."""
+    """(P,) bool tensors over groups; rewards (P, G) with NaN for unknown, labels (P, G) 1, -1 or NaN."""
 
     right: Tensor
     wrong: Tensor
@@ -105,9 +105,9 @@ class GroupKinds:
     unscored: Tensor
 
     @classmethod
-    def of(cls, rewards: Tensor, threshold: float) -> "GroupKinds":
+    def of(cls, rewards: Tensor, labels: Tensor) -> "GroupKinds":
         known = ~rewards.isnan()
-        correct = known & (rewards > threshold)
+        correct = known & (labels > 0)
         scored = known.any(1)
         highest = torch.where(known, rewards, -torch.inf).amax(1)
         lowest = torch.where(known, rewards, torch.inf).amin(1)

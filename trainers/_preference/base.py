@@ -19,8 +19,9 @@ from negpo.reference import hash_rows, hash_tokenizer
 from negpo.trainers._preference.config import PreferenceConfig
 from negpo.trainers._preference.data import UNITS, PreferenceDataset, Scored, collate, unit_counts
 from negpo.trainers._preference.displacement import DisplacementCallback, log_signs
-from negpo.trainers._run.model import check_vocabulary, choose_trainable, load_model, load_tokenizer
+from negpo.trainers._run.model import check_vocabulary, load_model, load_tokenizer, starting_model
 from negpo.trainers._run.offline import OfflineTrainer
+from negpo.trainers._run.precision import loading_options
 from negpo.trainers._run.reference import Reference
 
 logger = logging.getLogger(__name__)
@@ -76,10 +77,11 @@ class PreferenceTrainer(OfflineTrainer):
         self.template = self.choose_template(model, tokenizer, template)
         dataset = self.encode(args, tokenizer, train_dataset)
         check_vocabulary(model, tokenizer, dataset.rows)
-        model = load_model(model, args.model_init_kwargs)
-        ref_model = load_model(ref_model, args.model_init_kwargs) if isinstance(ref_model, str) else ref_model
+        model = starting_model(model, args, peft_config)
+        if isinstance(ref_model, str):
+            ref_model = load_model(ref_model, loading_options(args, adapter=False))
         super().__init__(
-            model=choose_trainable(model, args, peft_config),
+            model=model,
             args=args,
             data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
             train_dataset=dataset,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Trainer
 
 from negpo.data.qa import QATemplate
 from negpo.errors import TrainingStopped
@@ -15,6 +16,7 @@ from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
 from negpo.trainers._run.hang_watch import HangWatch
 from negpo.trainers._run.model import rows_of_tied_embedding
 from negpo.trainers._run.model_card import WritesModelCard
+from negpo.trainers._run.precision import UpdateLog, optimizer_for
 from negpo.trainers._run.sharding import settle_layouts
 from negpo.trainers._run.signals import StopOnSigterm
 
@@ -38,6 +40,7 @@ class Lifecycle(WritesModelCard):
         self.signals, self.watch = StopOnSigterm(self), HangWatch(self)
         for callback in (EpochBegins(self), FiniteGradients(self), self.signals, self.watch):
             self.add_callback(callback)
+        self._updates = UpdateLog(self.args)
         self.window_rows = ""  # the rows of the optimiser batch, in words
         self._settled = False  # whether all processes know how rows can be packed
 
@@ -89,6 +92,10 @@ class Lifecycle(WritesModelCard):
         with self.signals.listening(), self.watch.watching():
             return super().train(resume, *args, **kwargs)
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        return optimizer_for(args, *Trainer.get_optimizer_cls_and_kwargs(args, model))
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.state.global_step >= self.state.max_steps:
             # Resumed after its last step: the Trainer would take one more before it looks at the count.
@@ -105,7 +112,7 @@ class Lifecycle(WritesModelCard):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._drain()
+            logs |= self._drain() | self._updates.drain(self.optimizer)
         super().log(logs, start_time)
 
     # ---- stopping and saving --------------------------------------------------------------------------------------

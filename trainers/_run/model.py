@@ -2,48 +2,38 @@
 
 import difflib
 import importlib.util
+import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from negpo import models
 from negpo.errors import ConfigError
+from negpo.trainers._run.precision import loading_options, settle_weights
 
-
-def vocabulary_size(model: Any) -> int:
-    """Rows of the embedding, from the configuration: a model given by name is not loaded for it."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
-    return config.get_text_config().vocab_size
+logger = logging.getLogger(__name__)
+ADAPTER_FILE = "adapter_config.json"
 
 
 def check_vocabulary(model: Any, tokenizer: Any, rows: Iterable[dict[str, list[int]]]) -> None:
     """ConfigError when an id that training will feed does not exist in the model's embedding."""
-    size = vocabulary_size(model)
-    largest = max(max(row["input_ids"]) for row in rows)
-    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
-    too_big = {name: token for name, token in special.items() if token is not None and token >= size}
-    if largest >= size or too_big:
-        seen = f"the rows contain token id {largest}" if largest >= size else f"its special ids are {too_big}"
-        raise ConfigError(
-            f"the tokenizer does not belong to the model: {seen}, the model knows ids below {size}. Load both from the "
-            "same checkpoint, or resize the embedding before training"
-        )
+    size = base_of(model) if isinstance(model, str) else model
+    models.check_vocabulary(size, [row["input_ids"] for row in rows], tokenizer=tokenizer)
 
 
 def load_tokenizer(model: Any, processing_class: Any) -> Any:
     """The given tokenizer, or the model's own; its pad token falls back to eos (masked by true lengths, never seen)."""
-    from transformers import AutoTokenizer
-
     if processing_class is None:
         name = model if isinstance(model, str) else model.config._name_or_path
         if not name:
             raise ConfigError("processing_class is missing: a model built in memory does not name its tokenizer")
-        processing_class = AutoTokenizer.from_pretrained(name)
+        processing_class = models.load_tokenizer(name if _has_tokenizer(name) else base_of(name))
     if processing_class.eos_token_id is None:
         raise ConfigError("the tokenizer has no eos token; answers could not end. Set tokenizer.eos_token")
     if processing_class.pad_token_id is None:
@@ -51,22 +41,72 @@ def load_tokenizer(model: Any, processing_class: Any) -> Any:
     return processing_class
 
 
-def load_model(model: Any, init_kwargs: Any) -> Any:
-    """``from_pretrained`` for a name or folder; a model object is returned as it is."""
+def base_of(name: str) -> str:
+    """The model behind ``name``: itself, or the base of an adapter's folder. ConfigError when that is not told."""
+    file = Path(name) / ADAPTER_FILE
+    if not file.is_file() or (Path(name) / "config.json").is_file():
+        return name
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not base:
+        raise ConfigError(
+            f"{file} does not name its base (base_model_name_or_path); merge the adapter and save a model"
+        )
+    return base
+
+
+def _has_tokenizer(name: str) -> bool:
+    folder = Path(name)
+    return not folder.is_dir() or base_of(name) == name or (folder / "tokenizer_config.json").is_file()
+
+
+def starting_model(model: Any, args: Any, peft_config: Any) -> Any:
+    """What a run trains: loaded, with its adapter or its choice of parameters, in the precision of ``args``.
+
+    A folder that holds an adapter goes on with it; with ``peft_config`` it is merged, and a new one stands on top.
+    """
+    if isinstance(model, str):
+        adapter = base_of(model) != model
+        model = load_model(
+            model, loading_options(args, adapter=adapter or peft_config is not None), merge=peft_config is not None
+        )
+    else:
+        model = load_model(model, args.model_init_kwargs)
+    model = settle_weights(choose_trainable(model, args, peft_config), args)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        how = "load the adapter with is_trainable=True" if is_peft(model) else "call requires_grad_() on some"
+        raise ConfigError(f"no parameter of the model is trained: all are frozen; {how}")
+    return model
+
+
+def load_model(model: Any, init_kwargs: Any, *, merge: bool = False) -> Any:
+    """The model of a name or folder, an adapter's with it (``merge``: into it); an object is returned as it is."""
     if not isinstance(model, str):
         if init_kwargs:
             raise ConfigError("model_init_kwargs only applies to a model given by name; this one is already loaded")
         return model
-    from transformers import AutoModelForCausalLM
-
     if "quantization_config" in (init_kwargs or {}) and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("loading in 4 or 8 bit needs bitsandbytes: pip install 'negpo[quantization]'")
-    return AutoModelForCausalLM.from_pretrained(model, **(init_kwargs or {}))
+    base = base_of(model)
+    loaded = models.load_causal_lm(base, **(init_kwargs or {}))
+    if base == model:
+        return loaded
+    from peft import PeftModel
+
+    try:
+        adapted: Any = PeftModel.from_pretrained(loaded, model, is_trainable=not merge)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ConfigError(f"the adapter in {model} does not fit its base {base}: {models.brief(error)}") from error
+    logger.info("%s is an adapter on %s: %s", model, base, "merged, a new one follows" if merge else "trained further")
+    return adapted.merge_and_unload() if merge else adapted
 
 
 def choose_trainable(model: Any, args: Any, peft_config: Any) -> Any:
     """Wrap with LoRA, freeze all but the parameters named by ``args.trainable_parameters``, or train everything."""
     quantized = getattr(model, "quantization_method", None) is not None
+    patterns = getattr(args, "trainable_parameters", None)
     if quantized and peft_config is None and not is_peft(model):
         raise ConfigError("a quantised model cannot be trained in full; pass peft_config (QLoRA)")
     if peft_config is not None:
@@ -74,14 +114,17 @@ def choose_trainable(model: Any, args: Any, peft_config: Any) -> Any:
         from transformers import set_seed
 
         if is_peft(model):
-            raise ConfigError("the model already has an adapter; merge it or drop peft_config")
+            raise ConfigError(
+                "the model already has an adapter: drop peft_config to train it further, or merge it "
+                "(model.merge_and_unload()) and pass the result"
+            )
         if quantized:
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
         set_seed(args.seed)  # as the Trainer does later: the adapter's first weights are random
         model = get_peft_model(model, peft_config)
-    elif args.trainable_parameters:
-        freeze_all_but(model, args.trainable_parameters)
-    if args.gradient_checkpointing and (is_peft(model) or args.trainable_parameters):
+    elif patterns:
+        freeze_all_but(model, patterns)
+    if args.gradient_checkpointing and (is_peft(model) or patterns):
         model.enable_input_require_grads()  # else checkpointed blocks see no input that needs a gradient
     return model
 
@@ -144,3 +187,13 @@ def rows_of_tied_embedding(model: Any) -> Iterator[None]:
 
 def is_peft(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
+
+
+def starts_without_adapter(model: Any) -> bool:
+    """Whether switching the adapter off gives the model as it is: all of it is LoRA that adds nothing yet."""
+    if not is_peft(model):
+        return False
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    others = [name for name, _ in trained if "lora_" not in name]
+    added = [value.detach() for name, value in trained if "lora_B" in name or "lora_embedding_B" in name]
+    return not others and not any(bool(value.any()) for value in added)

@@ -9,7 +9,7 @@ from typing import Any
 from negpo.errors import ConfigError
 from negpo.reference import ReferenceCache, ReferenceKey, build_or_open, hash_model, hash_rows, holds, score_rows
 from negpo.trainers._run import sharding
-from negpo.trainers._run.model import is_peft
+from negpo.trainers._run.model import is_peft, starts_without_adapter
 from negpo.trainers._run.rows import Encoded, label_count
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ class Reference:
     ``source`` is "cache" (log-probs computed once before training), "adapters_off" or "model" (every step). "auto" is
     the cache: a forget set is small and visited many times, so one pass replaces one reference forward per step. A KL
     term needs whole distributions, which no cache holds: it uses the model without adapter, else a second model.
+    The model without its adapter is the start only where the adapter adds nothing yet; one that was trained before is
+    part of the start.
 
     Call ``ready`` once caches are filled; a second model then takes part in every step, sharded like the policy.
     """
@@ -29,12 +31,18 @@ class Reference:
         sharding.check_loading()
         if source == "adapters_off" and not is_peft(model):
             raise ConfigError("reference=adapters_off needs a PEFT model; pass peft_config or choose cache or model")
+        self._without_adapter = starts_without_adapter(model)
+        if source == "adapters_off" and not self._without_adapter:
+            raise ConfigError(
+                "reference=adapters_off: the adapter is trained already, so the model without it is not what this run "
+                "starts from. Set reference=auto or model, or merge the adapter and pass a new peft_config"
+            )
         if source == "adapters_off" and ref_model is not None:
             raise ConfigError("reference=adapters_off ignores ref_model; drop one of the two")
         self.source = "cache" if source == "auto" else source
         self.policy, self.model = model, ref_model
         needs_model = needs_model or self.source == "model"
-        if needs_model and ref_model is None and (self.source == "model" or not is_peft(model)):
+        if needs_model and ref_model is None and (self.source == "model" or not self._without_adapter):
             self.model = sharding.frozen_copy(model)
         if self.model is not None:
             self.model.requires_grad_(False).eval()
@@ -59,11 +67,16 @@ class Reference:
         training = [module for module in policy.modules() if module.training]
         policy.eval()
         try:
-            with self.policy.disable_adapter() if is_peft(self.policy) else _unchanged():
+            with self.policy.disable_adapter() if self._without_adapter else _unchanged():
                 yield policy
         finally:
             for module in training:
                 module.training = True
+
+    def weights_hash(self) -> str:
+        """Of the weights that the reference has: of the policy's base alone where an adapter is switched off."""
+        source = self.model if self.model is not None else self.policy
+        return hash_model(source, adapters=not (self.model is None and self._without_adapter))
 
     def cached(
         self,
@@ -79,7 +92,7 @@ class Reference:
         source = self.model if self.model is not None else self.policy
         key = ReferenceKey(
             rows=hash_rows(rows),
-            weights=hash_model(source, adapters=self.model is not None),
+            weights=self.weights_hash(),
             max_length=max_length,
             precision=f"{next(source.parameters()).dtype}/{accelerator.mixed_precision}".removeprefix("torch."),
             **identity,

@@ -6,6 +6,7 @@ those libraries brings along is in neither table, and refused until somebody loo
 written from these tables, ``tests/trainers/test_settings.py`` sets each field and looks for its effect or its refusal.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -57,7 +58,7 @@ def rules_of(config_class: type) -> dict[str, Rule]:
     tables: dict[str, Rule] = {}
     for base in reversed(config_class.__mro__):
         tables |= base.__dict__.get("inherited", {})
-    own = {name for base in config_class.__mro__ if is_ours(base) for name in base.__dict__.get("__annotations__", {})}
+    own = {name for base in config_class.__mro__ if is_ours(base) for name in inspect.get_annotations(base)}
     unknown = Refused("this version of negpo does not know the setting")
     return {
         item.name: tables.get(item.name, LIVE if item.name in own else unknown)
@@ -72,9 +73,7 @@ def is_ours(base: type) -> bool:
 
 def inherited_names(config_class: type) -> list[str]:
     """Fields that come from another library, in its order."""
-    foreign = {
-        name for base in config_class.__mro__ if not is_ours(base) for name in base.__dict__.get("__annotations__", {})
-    }
+    foreign = {name for base in config_class.__mro__ if not is_ours(base) for name in inspect.get_annotations(base)}
     return [item.name for item in fields(config_class) if item.init and item.name in foreign]
 
 

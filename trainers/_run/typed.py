@@ -47,6 +47,7 @@ RANGES = {
             "overlong_buffer",
             "max_new_tokens",
             "updates_per_rollout",
+            "max_unknown_rollouts",
             "watchdog_patience",
             "max_reward_timeouts",
             "max_resamples",

@@ -17,16 +17,17 @@ OF_FOUR_BITS = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_s
 
 @dataclass
 class ModelArguments(ScriptArguments, ModelConfig):
-    """``trl.ModelConfig`` plus the tokenizer. Other defaults: the stored dtype, no LoRA dropout, all linear layers."""
+    """``trl.ModelConfig`` plus the tokenizer. Other defaults: weights_dtype, no LoRA dropout, all linear layers."""
 
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer; default: the model's."})
     model_revision: str = field(
         default="main", metadata={"help": "Must stay main: download another revision and pass its folder."}
     )
     dtype: str | None = field(
-        default="auto",
+        default=None,
         metadata={
-            "help": "dtype of the weights: auto, float32, bfloat16, float16.",
+            "help": "dtype of a frozen base under LoRA: auto (the stored one), float32, bfloat16. Default, and always "
+            "where the weights themselves are trained: weights_dtype.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
@@ -84,7 +85,7 @@ class ModelArguments(ScriptArguments, ModelConfig):
 
     def init_kwargs(self) -> dict[str, Any]:
         """Of ``from_pretrained``."""
-        kwargs: dict[str, Any] = {"dtype": self.dtype}
+        kwargs: dict[str, Any] = {} if self.dtype is None else {"dtype": self.dtype}
         if self.attn_implementation:
             kwargs["attn_implementation"] = self.attn_implementation
         if quantization := self._quantization():
@@ -94,7 +95,7 @@ class ModelArguments(ScriptArguments, ModelConfig):
     def _quantization(self) -> Any:
         # TRL computes in the weights' dtype. "auto" does not name one yet, and float32 is for weights that are trained:
         # products with 4-bit ones gain nothing from it.
-        compute = "bfloat16" if self.dtype in ("auto", "float32") else self.dtype
+        compute = "bfloat16" if self.dtype in (None, "auto", "float32") else self.dtype
         return get_quantization_config(replace(self, dtype=compute))
 
     def peft_config(self) -> Any:

@@ -85,7 +85,8 @@ def problem_rows(script: RLScriptArguments, card: Protocol) -> list[dict[str, An
         question = row.get(script.question_column)
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"found fields {sorted(row)}", file=script.dataset, row=index, field=script.question_column)
-        gold = str(row.get(script.answer_column) or last_box(row.get("solution") or "") or "")
+        given = row.get(script.answer_column)
+        gold = str(last_box(row.get("solution") or "") or "" if given in (None, "") else given)  # 0 is an answer
         gold = gold.rpartition("####")[2].strip()  # GSM8K: the number after the worked answer
         if not gold and script.skip_without_answer:
             skipped += 1

@@ -13,13 +13,9 @@ from negpo.logprobs import retain_kl_from_models
 from negpo.logprobs.statistics import Statistic
 from negpo.objectives import nll_loss
 from negpo.reference import hash_rows, hash_tokenizer
-from negpo.trainers._run.model import (
-    check_vocabulary,
-    choose_trainable,
-    load_model,
-    load_tokenizer,
-)
+from negpo.trainers._run.model import check_vocabulary, load_model, load_tokenizer, starting_model
 from negpo.trainers._run.offline import OfflineTrainer
+from negpo.trainers._run.precision import loading_options
 from negpo.trainers._run.reference import Reference
 from negpo.trainers._unlearn.batch import Part, count, counts, name_rows
 from negpo.trainers._unlearn.config import UnlearnConfig
@@ -88,9 +84,9 @@ class UnlearnTrainer(SharpnessAware, Scoring, OfflineTrainer):
 
         self._reference_parts = self.reference_parts(args)
         self._needs_model = self.needs_reference_model or args.retain_loss == "kl"
-        model = load_model(model, args.model_init_kwargs)
-        ref_model = load_model(ref_model, args.model_init_kwargs) if isinstance(ref_model, str) else ref_model
-        model = choose_trainable(model, args, peft_config)
+        model = starting_model(model, args, peft_config)
+        if isinstance(ref_model, str):
+            ref_model = load_model(ref_model, loading_options(args, adapter=False))
         super().__init__(
             model=model,
             args=args,
