@@ -245,7 +245,7 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         """KL to the reference model and entropy bonus, reduced like the loss.
 
         ``use_bias_correction_kl`` (TRL's default) weights the KL by the ratio to the policy that sampled, as in
-        DeepSeek-V3.2 (arXiv 2512.02556, eq. 7): the estimator is then unbiased off-policy, and so is its gradient.
+        DeepSeek-V3.2 (arXiv 2512.02556): the estimator is then unbiased off-policy, and so is its gradient.
         """
         terms: Any = 0.0
         if self.beta != 0:
