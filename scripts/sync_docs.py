@@ -130,12 +130,52 @@ def navigation() -> str:
     return "".join(lines)
 
 
+def _configs() -> dict[str, type]:
+    from importlib import import_module
+
+    return {name: getattr(import_module(method.module), method.config) for name, method in TABLE.items()}
+
+
+def settings_counts() -> str:
+    """Fields of every config class, and how many of them are live, conditional or refused."""
+    from negpo.trainers._run.settings import Only, Refused, inherited_names, rules_of
+
+    rows = []
+    for name, config in _configs().items():
+        rules = rules_of(config)
+        refused = sum(isinstance(rule, Refused) for rule in rules.values())
+        conditional = sum(isinstance(rule, Only) for rule in rules.values())
+        counts = (len(rules), len(inherited_names(config)), len(rules) - refused - conditional, conditional, refused)
+        rows.append((f"`{name}`", f"`{config.__name__}`", *map(str, counts)))
+    return table(("method", "config", "fields", "inherited", "honoured", "honoured with others", "refused"), rows)
+
+
+def settings_inherited() -> str:
+    """What becomes of every inherited field, for trainers on stored rows and on rollouts."""
+    from negpo.trainers._run.settings import Only, Refused, inherited_names, rules_of
+
+    def told(rules, name: str) -> str:
+        rule = rules.get(name)
+        if rule is None:
+            return ""
+        if isinstance(rule, Refused):
+            return f"refused: {rule.reason}"
+        return f"needs {rule.when}" if isinstance(rule, Only) else "honoured"
+
+    stored, policy = (rules_of(config) for config in (_configs()["npo"], _configs()["nsr"]))
+    names = dict.fromkeys([*inherited_names(_configs()["npo"]), *inherited_names(_configs()["nsr"])])
+    rows = [(f"`{name}`", told(stored, name), told(policy, name)) for name in names]
+    return table(("field", "stored rows", "rollouts"), rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "readme-methods": readme_methods,
     "index-methods": index_methods,
     "policy-methods": policy_methods,
     "paper-index": paper_index,
     "method-pages": navigation,
+    "settings_counts": settings_counts,
+    "settings_inherited": settings_inherited,
 }
 
 if __name__ == "__main__":

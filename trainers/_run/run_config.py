@@ -59,6 +59,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         args: Any = self  # the fields of TrainingArguments are there, but not in this class
+        args.debug = args.debug or ""  # the command line's parser makes null of an empty text
         check_types(self)
         check_settings(self)
         if args.bf16 is None:
