@@ -68,7 +68,7 @@ def bad_value(rng: random.Random) -> Any:
     return rng.choice([rng.choice(TEXTS), rng.choice(NUMBERS), rng.choice(OTHERS)])
 
 
-# ---- kinds of cases: each takes a generator and an empty folder, and raises or returns what was silently changed ------
+# ---- kinds of cases: each takes a generator and an empty folder, and raises or says what was silently changed -------
 
 
 def configs(rng: random.Random, folder: Path) -> str:
