@@ -1,5 +1,6 @@
 """CE-U, cross-entropy unlearning, arXiv 2503.01224 (as in open-unlearning)."""
 
+import torch
 from torch import Tensor
 
 from negpo.objectives._common import Stats, clean, token_mean, token_stats
@@ -35,12 +36,11 @@ def ceu_loss(
     """
     if skip_first < 0:
         raise ValueError(f"skip_first is {skip_first}, expected a number of tokens >= 0")
-    named = {} if rest_entropy is None else {"rest_entropy": rest_entropy}
-    logps, log_complement, *entropy = clean(mask, logps=logps, log_complement=log_complement, **named)
+    entropy = torch.zeros_like(logps) if rest_entropy is None else rest_entropy
+    logps, log_complement, entropy = clean(mask, logps=logps, log_complement=log_complement, rest_entropy=entropy)
     counted = mask & (mask.cumsum(-1) > skip_first)  # (B, T)
     if not counted.any():
         raise ValueError(f"skip_first={skip_first} leaves no token in a batch of {int(mask.sum())}; lower it")
-    values = -log_complement + (entropy[0].detach() if entropy else 0.0)
-    loss = token_mean(values, counted)
+    loss = token_mean(entropy.detach() - log_complement, counted)
     stats = token_stats(logps, counted)
     return loss, stats | {"mean_weight": token_mean(logps.detach().exp(), counted)}
