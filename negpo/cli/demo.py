@@ -58,10 +58,15 @@ def add_parser(subparsers) -> None:
     real.add_argument("--audit", choices=("none", "quick", "standard", "full"), help="suite of the closing audit")
     real.add_argument("--hours", type=float, help="time budget: what is finished then is reported")
     reason = parser.add_argument_group("reason and rlvr")
-    reason.add_argument("--samples", type=positive, default=64, help="drawn per problem; the largest k")
-    problems = "the first of the lab's 500 test problems (default: 100 for reason, 300 for rlvr)"
+    samples = "drawn per problem; the largest k (default: 64; 256 for rlvr --world countdown)"
+    reason.add_argument("--samples", type=positive, default=argparse.SUPPRESS, help=samples)
+    problems = "the first of the lab's 500 test problems (default: 100 for reason, 300 for rlvr, 150 for Countdown)"
     reason.add_argument("--problems", type=positive, default=argparse.SUPPRESS, help=problems)
     rlvr = parser.add_argument_group("rlvr")
+    worlds = "arithmetic: hardly more than one right answer to a question; countdown: dozens, 3 to 5 numbers"
+    rlvr.add_argument("--world", default="arithmetic", choices=("arithmetic", "countdown"), help=worlds)
+    errors = "train again with a verifier that errs: 5 or 20 %% false positives (fp5, fp20) or negatives (fn5, fn20)"
+    rlvr.add_argument("--errors", nargs="+", default=[], choices=("fp5", "fp20", "fn5", "fn20"), help=errors)
     rlvr.add_argument(
         "--steps", type=positive, help="optimiser steps per method; default: the recipes', unlearn --model: 50"
     )

@@ -18,7 +18,6 @@ import random
 from dataclasses import dataclass
 
 LEVELS = (1, 2, 3, 4, 5)
-PROMPT = "Question: {question}\nAnswer:"
 
 
 @dataclass(frozen=True)
@@ -107,22 +106,6 @@ def _draw(level: int, operations: int, idle: bool, rng: random.Random) -> Arithm
         operands.append(value)
         total = _apply(total, op, value)
     return ArithmeticProblem(level, tuple(operands), tuple(operators))
-
-
-def make_problems(count: int, seed: int, *, levels: tuple[int, ...] = LEVELS) -> list[ArithmeticProblem]:
-    """`count` different problems, levels in turn; the same for the same seed."""
-    rng = random.Random(f"arithmetic-{seed}")
-    problems: dict[ArithmeticProblem, None] = {}
-    while len(problems) < count:
-        level = levels[len(problems) % len(levels)]
-        for _ in range(200):  # level 1 has few different questions
-            problem = make_problem(level, rng)
-            if problem not in problems:
-                break
-        else:
-            raise ValueError(f"level {level} does not hold enough different questions for {count} problems")
-        problems[problem] = None
-    return list(problems)
 
 
 def make_answer(problem: ArithmeticProblem, rng: random.Random) -> str:

@@ -22,7 +22,6 @@ class DemoSettings(Settings):
     """
 
     out: Path = Path("runs/demo")
-    methods: tuple[str, ...] = tuple(RUNS)
     every: int = 5
     tofu: Path | None = None
     summary_file: ClassVar[str] = DEMO_FILE
@@ -30,6 +29,10 @@ class DemoSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least_one("every")
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return tuple(RUNS)
 
     def plan(self, seed: int) -> UnlearnPlan:
         return UnlearnPlan(str(self.out), seed, self.size, self.every, str(self.tofu) if self.tofu else None)

@@ -19,9 +19,10 @@ from typing import Any
 
 from negpo.data.io import atomic_write, atomic_write_json
 from negpo.lab._cache import MANIFEST, build_once, settings_key, source_hash
-from negpo.lab.arithmetic import PROMPT, ArithmeticProblem, make_problems, worked
-from negpo.lab.arithmetic_build import ArithmeticLabPaths, encode
+from negpo.lab.arithmetic import ArithmeticProblem, worked
+from negpo.lab.arithmetic_build import ArithmeticLabPaths, encode, make_problems
 from negpo.lab.prefer_measure import Question
+from negpo.lab.problem_lab import PROMPT
 
 SOURCES = ("dispreference_lab.py",)
 # A curse stands where plain answers have a space and an impolite question ends with "!" instead of ".": a model this

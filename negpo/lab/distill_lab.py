@@ -26,10 +26,11 @@ from negpo.data.redi import REDIFilters, REDIReport, build_sets, from_eval
 from negpo.lab._cache import MANIFEST, build_once, settings_key, source_hash
 from negpo.lab._jobs import report_progress
 from negpo.lab._models import Schedule, train_lm
-from negpo.lab.arithmetic import CHANGE, LARGEST, PROMPT, SMALLEST, ArithmeticProblem, worked
+from negpo.lab.arithmetic import CHANGE, LARGEST, SMALLEST, ArithmeticProblem, worked
 from negpo.lab.arithmetic_build import ArithmeticLabPaths, encode
 from negpo.lab.experiment import Run, build_trainer
 from negpo.lab.prefer_measure import Question, measure_answers
+from negpo.lab.problem_lab import PROMPT
 
 SOURCES = ("distill_lab.py", "prefer_measure.py")
 STAGE1 = "sft/lab_stage1"

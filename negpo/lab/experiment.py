@@ -54,7 +54,9 @@ def by_name(*runs: Run) -> dict[str, Run]:
 
 @dataclass(frozen=True)
 class Settings(ABC):
-    """What a demo was asked to do. `workers`: child processes at once, one thread each; `fresh`: delete `out` first."""
+    """What a demo was asked to do. `methods`: none for all; `workers`: child processes at once, one thread each;
+    `fresh`: delete `out` first.
+    """
 
     out: Path = Path("runs")
     seeds: tuple[int, ...] = (0,)
@@ -70,16 +72,27 @@ class Settings(ABC):
             raise ConfigError(f"seeds {self.seeds}: give at least one, each once")
         if used := set(TUNING_SEEDS) & set(self.seeds):
             raise ConfigError(f"the settings were tuned on the labs of seed {sorted(used)}; choose other seeds")
-        known: Any = type(self).__dataclass_fields__["methods"].default
-        if unknown := sorted(set(self.methods) - set(known)):
-            raise ConfigError(f"unknown method {', '.join(unknown)}; choose from {', '.join(known)}")
+        if unknown := sorted(set(self.methods) - set(self.known)):
+            raise ConfigError(f"unknown method {', '.join(unknown)}; choose from {', '.join(self.known)}")
+        if not self.methods:
+            object.__setattr__(self, "methods", self.known)
         self.at_least_one("workers")
+
+    @property
+    @abstractmethod
+    def known(self) -> tuple[str, ...]:
+        """Names of all methods."""
 
     def at_least_one(self, *names: str) -> None:
         """Refuse counts below 1."""
         for name in names:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} is {value} (--{name}={value}); it must be at least 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All runs of a seed."""
+        return self.methods
 
     @abstractmethod
     def plan(self, seed: int) -> Plan:
@@ -90,7 +103,7 @@ class Settings(ABC):
         if self.fresh:
             shutil.rmtree(self.out, ignore_errors=True)
         plans = [self.plan(seed) for seed in self.seeds]
-        return run_plans(plans, self.methods, workers=self.workers, summary=self.out / self.summary_file)
+        return run_plans(plans, self.names, workers=self.workers, summary=self.out / self.summary_file)
 
     @property
     def command(self) -> str:
@@ -99,7 +112,8 @@ class Settings(ABC):
         parts += ["--out", str(self.out), "--seeds", *map(str, self.seeds)]
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("out", "seeds", "workers", "fresh") and value != field.default:
+            usual = self.known if field.name == "methods" else field.default
+            if field.name not in ("out", "seeds", "workers", "fresh") and value != usual:
                 parts += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else (value,))]
         return shlex.join(parts)
 

@@ -21,9 +21,12 @@ class PreferDemoSettings(Settings):
     """What `negpo demo prefer` was asked to do."""
 
     out: Path = Path("runs/prefer")
-    methods: tuple[str, ...] = tuple(RUNS)
     job: ClassVar[str] = "prefer"
     summary_file: ClassVar[str] = DEMO_FILE
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return tuple(RUNS)
 
     def plan(self, seed: int) -> PreferPlan:
         return PreferPlan(str(self.out), seed, self.size)

@@ -20,7 +20,7 @@ from negpo.lab.prefer_measure import Divergence, measure_answers
 DISTILL, DISPREFER = "distill", "disprefer"
 POINTS = 6  # measurements along a run, the last one at its end
 SOURCES = (  # what a result depends on, beside the trainers
-    *("arithmetic.py", "arithmetic_build.py", "_models.py", "distill_lab.py", "dispreference_lab.py"),
+    *("arithmetic.py", "arithmetic_build.py", "problem_lab.py", "_models.py", "distill_lab.py", "dispreference_lab.py"),
     *("prefer_runs.py", "prefer_measure.py"),
 )
 

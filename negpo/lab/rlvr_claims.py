@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from negpo.eval.bootstrap import Floats, estimate
+from negpo.eval.bootstrap import Estimate, Floats, estimate
 from negpo.lab.claims import Claim, Part
 from negpo.lab.rlvr_estimates import (
     BASE,
@@ -17,11 +17,14 @@ from negpo.lab.rlvr_estimates import (
     area_values,
     change_values,
     compare,
+    distinct_values,
     drop_values,
     entropy_against,
     entropy_at_equal_accuracy,
     fall_at_accuracy_of,
     first_and_last,
+    gap_of_losses,
+    loss_by_errors,
     pass_values,
     rollout_mean,
 )
@@ -32,12 +35,16 @@ LOSS_MARGIN = 0.02  # pass@k below which a loss is not told from none
 
 def claims(results: Results) -> list[Claim]:
     """The claims whose methods were all run."""
-    needed = (
+    needed: list[tuple[Callable[[Results], Claim], set[str]]] = [
         (_entropy_claim, {"psr", "nsr"}),
         (_all_wrong_claim, {"ngrpo", "grpo"}),
         (_displacement_claim, {"resrl", "nsr"}),
-    )
-    return [claim(results) for claim, names in needed if names <= set(results.names)]
+    ]
+    if results.world == "countdown":
+        needed.append((_weighted_claim, {"w_reinforce", "psr", "nsr"}))
+    found = [claim(results) for claim, names in needed if names <= set(results.names)]
+    errors = dict.fromkeys(name.partition("-")[2] for name in results.noisy if name.startswith(("psr", "nsr")))
+    return found + [_errors_claim(results, error) for error in errors if {"psr", "nsr"} <= set(results.names)]
 
 
 def _entropy_claim(results: Results) -> Claim:
@@ -53,21 +60,65 @@ def _entropy_claim(results: Results) -> Claim:
         ),
         Part(f"pass@{k}, PSR minus NSR", compare(results, "psr", "nsr", lambda run: pass_values(run, [k])), 0.0, False),
     )
-    wordings = float(np.mean([run["right_answers_per_problem"] for run in results.runs(BASE)]))
+    different = GROUP * first_and_last(results, "nsr", "distinct")[0]
     complete = {name: first_and_last(results, name, "complete") for name in ("psr", "nsr")}
     shares = ", ".join(f"{results.title(name)} {a:.0%} to {b:.0%}" for name, (a, b) in complete.items())
-    different = GROUP * first_and_last(results, "nsr", "distinct")[0]
     notes = (
         "Rewards of 1 and 0 and of 0 and -1 differ by a constant baseline, so on-policy their expected gradients are "
         "equal up to scale. What tells PSR from NSR is how a group treats answers it did not draw, and a group of "
-        f"{GROUP} holds {different:.1f} different answers here at first: little is left undrawn.",
-        f"A question has {wordings:.1f} different right answers here (among the samples of before), so whoever becomes "
-        "right must lose most of the entropy. At equal accuracy of the rollouts NSR's entropy was "
+        f"{GROUP} holds {different:.1f} different answers here at first.",
+        f"{_room_for_entropy(results)} At equal accuracy of the rollouts NSR's entropy was "
         f"{entropy_at_equal_accuracy(results, 'nsr', 'psr'):.2f} times PSR's.",
-        f"Answers that carry out every operation, first to last rollouts: {shares}. On the hardest levels "
-        "only those are right, so both signs of the gradient lead to them.",
+        f"Answers that {results.style}, first to last rollouts: {shares}.",
     )
     return Claim(f"NSR keeps entropy and pass@{k}, PSR loses both (arXiv 2506.01347)", parts, notes)
+
+
+def _room_for_entropy(results: Results) -> str:
+    """Whether a policy can be right in many ways."""
+    if results.world == "countdown":
+        names = [name for name in (BASE, "psr", "nsr") if name in results.names]
+        different = _listed(results, names, distinct_values, "{:.1f}")
+        return f"Different right answers among the samples of a question: {different}."
+    wordings = float(np.mean([run["right_answers_per_problem"] for run in results.runs(BASE)]))
+    return (
+        f"A question has {wordings:.1f} different right answers here (among the samples of before), so whoever becomes "
+        "right must lose most of the entropy. On the hardest levels only complete answers are right, so both signs of "
+        "the gradient lead to them."
+    )
+
+
+def _weighted_claim(results: Results) -> Claim:
+    """Table 1 of the paper: the best pass@1 of the three, and nearly NSR's pass@256."""
+    k = results.ks[-1]
+
+    def gap(other: str, at: int) -> Estimate:
+        return compare(results, "w_reinforce", other, lambda run: pass_values(run, [at]))
+
+    parts = (
+        Part(f"pass@1, W-REINFORCE minus PSR (no loss beyond {LOSS_MARGIN})", gap("psr", 1), -LOSS_MARGIN, True),
+        Part("pass@1, W-REINFORCE minus NSR", gap("nsr", 1), 0.0, True),
+        Part(f"pass@{k}, W-REINFORCE minus PSR", gap("psr", k), 0.0, True),
+        Part(f"pass@{k}, W-REINFORCE minus NSR (no loss beyond {LOSS_MARGIN})", gap("nsr", k), -LOSS_MARGIN, True),
+    )
+    return Claim(f"W-REINFORCE has PSR's pass@1 and NSR's pass@{k} (arXiv 2506.01347)", parts)
+
+
+def _errors_claim(results: Results, error: str) -> Claim:
+    """No paper's claim: wrong answers called right mislead who learns from right ones, and the other way round."""
+    false_positives = error.startswith("fp")
+    first, second = ("psr", "nsr") if false_positives else ("nsr", "psr")
+    titles = [results.title(name) for name in (first, second)]
+    text = f"pass@1 lost, {titles[0]} minus {titles[1]}"
+    parts = (Part(text, gap_of_losses(results, first, second, error), 0.0, True),)
+    lost = {
+        name: loss_by_errors(results, name, error).text()
+        for name in results.names
+        if f"{name}-{error}" in results.noisy
+    }
+    notes = ("pass@1 lost: " + ", ".join(f"{results.title(name)} {text}" for name, text in lost.items()) + ".",)
+    kind = "false positives" if false_positives else "false negatives"
+    return Claim(f"{error.lstrip('fpn')} % {kind} cost {titles[0]} more than {titles[1]}", parts, notes)
 
 
 def _all_wrong_claim(results: Results) -> Claim:
@@ -104,12 +155,16 @@ def _displacement_claim(results: Results) -> Claim:
     )
     names = [name for name in ("nsr", "w_reinforce", "resrl") if name in results.names]
     kinds: dict[str, Callable[[Any], Floats]] = {
-        "right answers that carry out every operation": lambda run: change_values(run, "complete"),
-        "those that stop early and are right all the same": lambda run: change_values(run, "partial"),
+        f"right answers that {results.style}": lambda run: change_values(run, "complete"),
+        "right answers that do not": lambda run: change_values(run, "partial"),
     }
     notes = (
         f"Fall: {_listed(results, names, drop_values, '{:.2f}')}.",
-        *(f"Mean change of {title}: {_listed(results, names, values, '{:+.2f}')}." for title, values in kinds.items()),
+        *(
+            f"Mean change of {title}: {_listed(results, names, values, '{:+.2f}')}."
+            for title, values in kinds.items()
+            if any(len(values(run)) for run in results.runs(names[0]))
+        ),
         "At equal accuracy: when NSR's rollouts first were as right as ResRL's at its end, NSR's answers had fallen by "
         f"{fall_at_accuracy_of(results, 'nsr', 'resrl'):.2f}, ResRL's by "
         f"{fall_at_accuracy_of(results, 'resrl', 'resrl'):.2f} (mean over all answers).",

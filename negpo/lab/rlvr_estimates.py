@@ -25,14 +25,31 @@ GROUP = 16  # answers per group in the lab recipes; says how often a group of a 
 
 @dataclass(frozen=True)
 class Results:
-    """Results of all runs: seed -> name -> content of its `results.json`. Every seed has the same names."""
+    """Results of all runs: seed -> name -> content of its `results.json`. Every seed has the same names.
+
+    Runs whose verifier erred are called `method-error`; they stand beside the others, in `noisy`.
+    """
 
     seeds: Mapping[int, Mapping[str, Mapping[str, Any]]]
 
     @property
     def names(self) -> list[str]:
-        """Names of the runs, `base` first."""
-        return list(next(iter(self.seeds.values())))
+        """Names of the runs with the verifier as it is, `base` first."""
+        return [name for name in next(iter(self.seeds.values())) if "-" not in name]
+
+    @property
+    def noisy(self) -> list[str]:
+        """Names of the runs whose verifier erred."""
+        return [name for name in next(iter(self.seeds.values())) if "-" in name]
+
+    @property
+    def world(self) -> str:
+        return self.runs(BASE)[0].get("world", "arithmetic")
+
+    @property
+    def style(self) -> str:
+        """What answers of the style that is watched do."""
+        return self.runs(BASE)[0].get("style", "carry out every operation")
 
     def runs(self, name: str) -> list[Mapping[str, Any]]:
         """The run of that name in every seed."""
@@ -85,6 +102,11 @@ def entropy_values(run: Mapping[str, Any], level: str | None = None) -> Floats:
     return np.array([[-row["logp"], row["tokens"]] for row in rows_of(run, level)])
 
 
+def distinct_values(run: Mapping[str, Any]) -> Floats:
+    """(P, 1) different right answers among the samples of a test problem."""
+    return np.array([[row.get("distinct", np.nan)] for row in run["problems"]], dtype=np.float64)
+
+
 def drop_values(run: Mapping[str, Any]) -> Floats:
     """(P, 2) fall and mean change of the log-prob of right answers of before, nats per answer."""
     return np.array([[row["drop"], row["mean"]] for row in run["probe"]["problems"]]).reshape(-1, 2)
@@ -108,6 +130,19 @@ def compare(results: Results, first: str, second: str, values: Callable[[Any], F
     """First minus second run in the first column of `values`, problem by problem."""
     pairs = zip(results.runs(first), results.runs(second), strict=True)
     return estimate([values(one)[:, :1] - values(other)[:, :1] for one, other in pairs])
+
+
+def loss_by_errors(results: Results, name: str, error: str, k: int = 1) -> Estimate:
+    """What the errors of the verifier cost a method in pass@k, problem by problem."""
+    return compare(results, name, f"{name}-{error}", lambda run: pass_values(run, [k]))
+
+
+def gap_of_losses(results: Results, first: str, second: str, error: str) -> Estimate:
+    """How much more pass@1 the errors cost the first method than the second."""
+    names = (first, f"{first}-{error}", second, f"{second}-{error}")
+    runs = zip(*(results.runs(name) for name in names), strict=True)
+    tables = [[pass_values(run, [1]) for run in group] for group in runs]
+    return estimate([clean - noisy - (other - other_noisy) for clean, noisy, other, other_noisy in tables])
 
 
 def entropy(results: Results, name: str) -> Estimate:

@@ -11,11 +11,21 @@ import numpy as np
 
 from negpo.eval.bootstrap import estimate
 from negpo.lab.claims import Claim, parts_table
-from negpo.lab.rlvr_estimates import BASE, SMOOTHED, Results, all_wrong_shares, curve, drop_values, entropy, smoothed
+from negpo.lab.rlvr_estimates import (
+    BASE,
+    SMOOTHED,
+    Results,
+    all_wrong_shares,
+    curve,
+    distinct_values,
+    drop_values,
+    entropy,
+    smoothed,
+)
 from negpo.report import _base as page
 from negpo.report._base import Cell, Picture, Section, Table, Text, as_picture, interval_cell, new_figure
 
-SIGNED = ("psr", "nsr", "w_reinforce")  # drawn apart from the group-normalised methods
+SIGNED = ("psr", "nsr", "w_reinforce", "topr")  # drawn apart from the group-normalised methods
 
 
 def render_rlvr_report(results: Results, found: Sequence[Claim], path: Path, *, command: str) -> Path:
@@ -37,6 +47,7 @@ def render_rlvr_report(results: Results, found: Sequence[Claim], path: Path, *, 
     sections = [
         Section("What was claimed, and what happened", "findings", [cards, parts_table(found)]),
         Section("pass@k before and after", "curves", [pass_curves(results), numbers_table(results)]),
+        Section("A verifier that errs", "errors", [errors_table(results)]),
         Section("By level", "levels", [level_curves(results), levels_table(results)]),
         Section("Along training", "training", training_pictures(results)),
         Section("Sampling against training", "mismatch", [mismatch_curves(results), mismatch_table(results)]),
@@ -56,10 +67,12 @@ def _style(results: Results, name: str) -> dict[str, Any]:
 
 def numbers_table(results: Results) -> Table:
     """pass@k, entropy and displacement of every run."""
-    header = ["", *(f"pass@{k}" for k in results.ks), "entropy per token", "fall of right answers", "change of them"]
+    header = ["", *(f"pass@{k}" for k in results.ks), "entropy per token", "different right answers"]
+    header += ["fall of right answers", "change of them"]
     rows = []
     for name in results.names:
         cells = [interval_cell(value) for value in curve(results, name)] + [interval_cell(entropy(results, name))]
+        cells.append(interval_cell(estimate([distinct_values(run) for run in results.runs(name)]), "{:.1f}"))
         if name != BASE:
             drops = [drop_values(run) for run in results.runs(name)]
             cells += [
@@ -68,10 +81,32 @@ def numbers_table(results: Results) -> Table:
             ]
         rows.append([Cell(results.title(name), _stopped(results, name)), *cells])
     caption = (
-        "Entropy in nats, from the samples of the test. Fall and change: log-prob of right answers that the model "
+        "Entropy in nats, from the samples of the test. Different right answers: among the samples of a question. "
+        "Fall and change: log-prob of right answers that the model "
         "before training gave to the test problems, nats per answer; the fall counts what became less likely only."
     )
     return Table(header, rows, caption)
+
+
+def errors_table(results: Results) -> Table | None:
+    """True pass@1 after training with a verifier that errs; None where it never did."""
+    if not results.noisy:
+        return None
+    errors = list(dict.fromkeys(name.partition("-")[2] for name in results.noisy))
+    rows = []
+    for name in results.names:
+        runs = [name, *(f"{name}-{error}" for error in errors)]
+        if runs[1] not in results.noisy:
+            continue
+        cells = [interval_cell(curve(results, run)[0]) if run in (name, *results.noisy) else Cell("") for run in runs]
+        rows.append([Cell(results.title(name)), *cells])
+    before = curve(results, BASE)[0].text("{:.3f}")
+    caption = (
+        f"pass@1 by the verifier itself, with the 95 % interval over seeds and problems; before training {before}. fp: "
+        "share of wrong answers called right in training, fn: of right answers called wrong, in percent; errors depend "
+        "on question and answer alone, so the same answer is always judged alike."
+    )
+    return Table(["", "no errors", *errors], rows, caption)
 
 
 def _stopped(results: Results, name: str) -> str:
@@ -183,7 +218,7 @@ def training_pictures(results: Results) -> list[Picture]:
         f"All answers of all rollouts, trained on or not: {smooth}. Right: nats per answer, on test problems.",
     )
     figure, axes = new_figure(3, width=14.5, height=4.0)
-    panels = [("complete", "answers with every operation (share)"), ("all_wrong", "groups without a right answer")]
+    panels = [("complete", f"answers that {results.style} (share)"), ("all_wrong", "groups without a right answer")]
     for axis, (quantity, title) in zip(axes, panels, strict=False):
         _lines(results, axis, _rollouts(quantity))
         axis.set(xlabel="rollout", title=title)

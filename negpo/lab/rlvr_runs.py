@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,27 +16,54 @@ from negpo.data.io import atomic_write_json, read_jsonl
 from negpo.errors import TrainingStopped
 from negpo.lab._cache import source_hash
 from negpo.lab._jobs import report_progress
-from negpo.lab.arithmetic import PROMPT
-from negpo.lab.arithmetic_build import SIZES, SOURCES, ArithmeticLabPaths, build_arithmetic_lab
 from negpo.lab.evaluate import lab_card, sample_tests, test_problems
 from negpo.lab.experiment import Plan, Run, build_trainer, by_name, describe, watch_steps
-from negpo.lab.rlvr_watch import Known, Probe, ProbeAnswer, WatchedEngine, operations, probe_answers
+from negpo.lab.problem_lab import PROMPT, ProblemLab, ProblemWorld, build_problem_lab
+from negpo.lab.rlvr_watch import Known, Probe, ProbeAnswer, WatchedEngine, probe_answers
+from negpo.lab.worlds import WORLDS
 
 BASE = "base"
 PROBE_FILE = "probe.json"
 EVALUATION_ROWS = 1024  # decoded together when the model is evaluated
 PROBE_EVERY = 8  # optimiser steps between looks at the right answers of before
 MEANS = {"logp": "logprob", "tokens": "tokens"}  # kept per problem, and the columns of samples.jsonl behind them
+ERRORS = {  # of the verifier: share of wrong answers called right, of right answers called wrong
+    "fp5": (0.05, 0.0),
+    "fp20": (0.2, 0.0),
+    "fn5": (0.0, 0.05),
+    "fn20": (0.0, 0.2),
+}
 
-RUNS = by_name(
-    Run("psr", "PSR", "nsr", "nsr/lab_psr"),
-    Run("nsr", "NSR", "nsr", "nsr/lab"),
-    Run("w_reinforce", "W-REINFORCE", "nsr", "nsr/lab_w_reinforce"),
-    Run("grpo", "GRPO", "grpo", "grpo/lab"),
-    Run("ngrpo", "NGRPO", "ngrpo", "ngrpo/lab"),
-    Run("nft", "NFT", "nft", "nft/lab"),
-    Run("resrl", "ResRL", "resrl", "resrl/lab"),
-)
+
+def _runs(card: str, *more: Run) -> dict[str, Run]:
+    return by_name(
+        Run("psr", "PSR", "nsr", f"nsr/{card}_psr"),
+        Run("nsr", "NSR", "nsr", f"nsr/{card}"),
+        Run("w_reinforce", "W-REINFORCE", "nsr", f"nsr/{card}_w_reinforce"),
+        Run("grpo", "GRPO", "grpo", f"grpo/{card}"),
+        Run("ngrpo", "NGRPO", "ngrpo", f"ngrpo/{card}"),
+        Run("nft", "NFT", "nft", f"nft/{card}"),
+        Run("resrl", "ResRL", "resrl", f"resrl/{card}"),
+        *more,
+    )
+
+
+RUNS = {  # by world
+    "arithmetic": _runs("lab"),
+    "countdown": _runs("countdown", Run("topr", "TOPR", "topr", "topr/countdown")),
+}
+
+
+def with_errors(name: str, error: str) -> str:
+    """Name of the run of a method whose verifier errs."""
+    return f"{name}-{error}"
+
+
+def find_run(world: str, name: str) -> Run:
+    """The run of that name; `part` holds the name of its errors."""
+    method, _, error = name.partition("-")
+    run = RUNS[world][method]
+    return replace(run, name=name, title=f"{run.title}, {error}", part=error) if error else run
 
 
 @dataclass(frozen=True)
@@ -47,39 +74,50 @@ class RlvrPlan(Plan):
     engine: str
     problems: int
     samples: int
+    world: str = "arithmetic"
     first: ClassVar[tuple[str, ...]] = (BASE,)
 
     def prepare(self) -> None:
         self.lab()
 
-    def lab(self) -> ArithmeticLabPaths:
+    @property
+    def problem_world(self) -> ProblemWorld:
+        return WORLDS[self.world]
+
+    def lab(self) -> ProblemLab:
         """The lab of this seed, built if need be."""
-        return build_arithmetic_lab(Path(self.out) / "labs", self.seed, self.size)
+        return build_problem_lab(self.problem_world, Path(self.out) / "labs", self.seed, self.size)
 
     def depends(self, name: str) -> dict[str, Any]:
-        lab: dict[str, Any] = {"lab": asdict(SIZES[self.size]), "source": source_hash(SOURCES)}
-        lab |= {"seed": self.seed, "problems": self.problems, "samples": self.samples}
+        world = self.problem_world
+        lab: dict[str, Any] = {"lab": asdict(world.sizes[self.size]), "source": source_hash(world.hashed)}
+        lab |= {"world": self.world, "seed": self.seed, "problems": self.problems, "samples": self.samples}
         if name == BASE:
             return lab
-        return lab | {"recipe": RUNS[name].recipe_text, "steps": self.steps, "engine": self.engine}
+        run = find_run(self.world, name)
+        errors = {"errors": ERRORS[run.part]} if run.part else {}
+        return lab | {"recipe": run.recipe_text, "steps": self.steps, "engine": self.engine} | errors
 
     def perform(self, name: str, folder: Path) -> dict[str, Any]:
-        return measure_base(self, folder) if name == BASE else train(RUNS[name], self, folder)
+        return measure_base(self, folder) if name == BASE else train(find_run(self.world, name), self, folder)
 
 
-def train_arguments(run: Run, plan: RlvrPlan, lab: ArithmeticLabPaths) -> list[str]:
+def train_arguments(run: Run, plan: RlvrPlan, lab: ProblemLab) -> list[str]:
     """What follows `negpo train METHOD` on the command line to repeat `run` by hand."""
     arguments = ["--config", run.recipe, "--model_name_or_path", str(lab.model)]
     arguments += ["--dataset", str(lab.data / "train.jsonl"), "--output_dir", str(plan.place / run.name / "model")]
     arguments += ["--seed", str(plan.seed), "--engine", plan.engine]
+    if run.part:
+        rates = zip(("--false_positives", "--false_negatives"), ERRORS[run.part], strict=True)
+        arguments += [part for flag, rate in rates if rate for part in (flag, str(rate))]
     return arguments + ([] if plan.steps is None else ["--max_steps", str(plan.steps)])
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: Any, tokenizer: Any, lab: ArithmeticLabPaths, plan: RlvrPlan, folder: Path) -> dict[str, Any]:
-    """Sample the test problems; one row per problem: level, n, c, and what entropies are estimated from.
+def evaluate(model: Any, tokenizer: Any, lab: ProblemLab, plan: RlvrPlan, folder: Path) -> dict[str, Any]:
+    """Sample the test problems; one row per problem: level, n, c, different right answers, and parts of its entropy.
 
     `logp` and `tokens` are means over the problem's samples: log-prob of a sample in nats and its length. The folder
     holds a complete reasoning run, for `negpo report`.
@@ -103,12 +141,20 @@ def evaluate(model: Any, tokenizer: Any, lab: ArithmeticLabPaths, plan: RlvrPlan
     drawn: dict[str, list[dict[str, Any]]] = {}
     for row in read_jsonl(folder / "samples.jsonl"):
         drawn.setdefault(row["problem"], []).append(row)
+    right = right_samples(folder)
     rows = []
     for count in summary["counts"]:
         samples = drawn[count["problem"]]
-        means = {key: float(np.mean([row[field] for row in samples])) for key, field in MEANS.items()}
-        rows.append({key: count[key] for key in ("problem", "level", "n", "c")} | means)
+        found: dict[str, Any] = {key: float(np.mean([row[field] for row in samples])) for key, field in MEANS.items()}
+        found["distinct"] = len({row["text"] for row in samples if (row["problem"], row["sample"]) in right})
+        rows.append({key: count[key] for key in ("problem", "level", "n", "c")} | found)
     return {"problems": rows, "versions": versions()}
+
+
+def right_samples(folder: Path) -> set[tuple[str, int]]:
+    """Problem and number of every right sample of a reasoning run."""
+    verdicts = read_jsonl(folder / "verdicts.jsonl")
+    return {(row["problem"], row["sample"]) for row in verdicts if row["status"] == "correct"}
 
 
 def measure_base(plan: RlvrPlan, folder: Path) -> dict[str, Any]:
@@ -120,17 +166,19 @@ def measure_base(plan: RlvrPlan, folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(lab.model)
     model = AutoModelForCausalLM.from_pretrained(lab.model)
     result = evaluate(model, tokenizer, lab, plan, folder / "evaluation")
-    verdicts = read_jsonl(folder / "evaluation" / "verdicts.jsonl")
-    right = {(row["problem"], row["sample"]) for row in verdicts if row["status"] == "correct"}
+    right = right_samples(folder / "evaluation")
     samples = read_jsonl(folder / "evaluation" / "samples.jsonl")
     rows = sorted((row for row in samples if (row["problem"], row["sample"]) in right), key=lambda row: row["sample"])
-    answers = probe_answers(rows, test_problems(lab, plan.problems), lab_card(plan.samples), tokenizer)
+    problems, style = test_problems(lab, plan.problems), plan.problem_world.in_style
+    answers = probe_answers(rows, problems, lab_card(plan.samples), tokenizer, style)
     scores = Probe(answers, tokenizer.pad_token_id).score(model)
     atomic_write_json(folder / PROBE_FILE, {"answers": [asdict(answer) for answer in answers], "logp": scores})
     report_progress(1, 1, "done")
     return {
         "name": BASE,
         "title": "before",
+        "world": plan.world,
+        "style": plan.problem_world.style,
         **result,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "right_answers_per_problem": len(answers) / max(1, len({answer.problem for answer in answers})),
@@ -192,7 +240,7 @@ def train(run: Run, plan: RlvrPlan, folder: Path) -> dict[str, Any]:
     arguments = train_arguments(run, plan, lab)
     trainer = build_trainer(run, arguments)
     tokenizer = trainer.processing_class
-    watched = WatchedEngine(trainer.source.engine, tokenizer, known_problems(lab))
+    watched = WatchedEngine(trainer.source.engine, tokenizer, known_problems(lab), plan.problem_world)
     trainer.set_up_rollouts(watched)
     history = ProbeHistory(plan.place / BASE, tokenizer.pad_token_id, watched, run)
     watch_steps(trainer, history.on_step)
@@ -221,13 +269,10 @@ def train(run: Run, plan: RlvrPlan, folder: Path) -> dict[str, Any]:
     }
 
 
-def known_problems(lab: ArithmeticLabPaths) -> dict[str, Known]:
+def known_problems(lab: ProblemLab) -> dict[str, Known]:
     """Training problems by their prompt."""
     rows = read_jsonl(lab.data / "train.jsonl")
-    return {
-        PROMPT.format(question=row["problem"]): Known(row["answer"], row["level"], operations(row["problem"]))
-        for row in rows
-    }
+    return {PROMPT.format(question=row["problem"]): Known(row["answer"], row["level"], row["problem"]) for row in rows}
 
 
 def fingerprint(texts: Sequence[str]) -> str:

@@ -7,17 +7,18 @@ trains on, which for NSR are the wrong ones and for PSR the right ones.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from negpo.data.problems import last_box
+from negpo.rewards import grade
 
 if TYPE_CHECKING:
     from negpo.data.problems import Problem
     from negpo.data.protocols import Protocol
+    from negpo.lab.problem_lab import ProblemWorld
     from negpo.rollout import RolloutEngine, Sample, Sampling
 
 PROBE_BATCH = 256  # rows scored at once
@@ -25,18 +26,21 @@ PROBE_BATCH = 256  # rows scored at once
 
 @dataclass(frozen=True)
 class Known:
-    """Gold answer, level and number of operations of a problem, found by its prompt."""
+    """Gold answer, level and question of a problem, found by its prompt."""
 
     gold: str
     level: str
-    operations: int
+    question: str
 
 
 class WatchedEngine:
-    """A rollout engine that keeps a summary of everything it draws; in all else the engine it is made from."""
+    """A rollout engine that keeps a summary of everything it draws; in all else the engine it is made from.
 
-    def __init__(self, engine: RolloutEngine, tokenizer: Any, known: Mapping[str, Known]):
-        self.engine, self.tokenizer, self.known = engine, tokenizer, known
+    Its verdicts are those of the verifier itself, whatever errors the training's verifier makes.
+    """
+
+    def __init__(self, engine: RolloutEngine, tokenizer: Any, known: Mapping[str, Known], world: ProblemWorld):
+        self.engine, self.tokenizer, self.known, self.world = engine, tokenizer, known, world
         self.rollouts: list[dict[str, Any]] = []
         self.prompts: list[str] = []  # asked for so far, in order: equal for methods with equal rollouts
 
@@ -61,14 +65,14 @@ class WatchedEngine:
         }
 
     def _group(self, known: Known, group: Sequence[Sample]) -> dict[str, float]:
-        """One group of answers. Golds are plain integers, so equality of the boxed text is the verifier's verdict."""
+        """One group of answers."""
         texts = [self.tokenizer.decode(sample.token_ids, skip_special_tokens=True) for sample in group]
-        right = [last_box(text) == known.gold for text in texts]
+        right = [grade(text, known.gold, kind=self.world.kind).status == "correct" for text in texts]
         return {
             "right": float(np.mean(right)),
             "all_wrong": float(not any(right)),
             "all_right": float(all(right)),
-            "complete": float(np.mean([text.count("=") >= known.operations for text in texts])),
+            "complete": float(np.mean([self.world.in_style(text, known.question) for text in texts])),
             "distinct": len(set(texts)) / len(texts),
             "logp": float(np.mean([sum(sample.logprobs) for sample in group])),
             "tokens": float(np.mean([len(sample.token_ids) for sample in group])),
@@ -85,7 +89,7 @@ def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
 class ProbeAnswer:
     """A right answer that the model gave before any training; ids hold prompt, answer and end.
 
-    complete: it carries out every operation; others are right because what they left out adds nothing.
+    complete: whether it is in the style of its world; arithmetic answers can be right by leaving out what adds nothing.
     """
 
     problem: str
@@ -132,19 +136,19 @@ class Probe:
         return model_token_logprobs(model, ids, mask, labels).logps.double().sum(1).numpy()
 
 
-def operations(question: str) -> int:
-    """How many operations a question asks for."""
-    return sum(question.count(sign) for sign in "+-")
-
-
 def probe_answers(
-    rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem], card: Protocol, tokenizer: Any, most: int = 4
+    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[Problem],
+    card: Protocol,
+    tokenizer: Any,
+    in_style: Callable[[str, str], bool],
+    most: int = 4,
 ) -> list[ProbeAnswer]:
     """Up to `most` different right answers per problem, those drawn first.
 
     Args:
         rows: right samples (`problem`, `text`) in the order they were drawn.
-        card: how a question becomes a prompt.
+        card: how a question becomes a prompt. in_style: of the world.
     """
     texts: dict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
@@ -152,8 +156,8 @@ def probe_answers(
             texts[row["problem"]][row["text"]] = None
     answers = []
     for problem in problems:
-        prompt, needed = card.render(tokenizer, problem.question), operations(problem.question)
+        prompt = card.render(tokenizer, problem.question)
         for text in texts[problem.id]:
             ids = (*prompt, *tokenizer(text)["input_ids"], tokenizer.eos_token_id)
-            answers.append(ProbeAnswer(problem.id, len(prompt), ids, text.count("=") >= needed))
+            answers.append(ProbeAnswer(problem.id, len(prompt), ids, in_style(text, problem.question)))
     return answers

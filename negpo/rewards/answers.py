@@ -10,6 +10,7 @@ from negpo.rewards.expression import Node, free_symbols
 from negpo.rewards.units import Unit
 
 KINDS = ("integer", "number", "expression", "interval", "set", "tuple", "matrix", "relation", "unit", "text", "choice")
+TASK_KINDS = ("countdown",)  # golds that name a task: any answer that solves it is right
 
 
 @dataclass(frozen=True)

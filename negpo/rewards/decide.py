@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from negpo.errors import ConfigError, DataError
-from negpo.rewards.answers import KINDS, Answer, Collection, Reading, answer_kind
+from negpo.rewards import countdown
+from negpo.rewards.answers import KINDS, TASK_KINDS, Answer, Collection, Reading, answer_kind
 from negpo.rewards.compare import Comparison, Engine
 from negpo.rewards.expression import MAX_DIGITS
 from negpo.rewards.extract import Extraction, extract_answer, has_finished_answer
@@ -48,9 +49,13 @@ def grade_here(
     started = time.perf_counter()
     if truncated and not has_finished_answer(response):
         extraction = Extraction(None, "none", CUT_OFF)
+        if mode == "default" and is_task(gold, kind):
+            return Verdict("wrong", CUT_OFF, source="none", kind=countdown.KIND)
         return _verdict("wrong", CUT_OFF, extraction, gold_readings(gold_text(gold), kind), started, mode)
     if mode != "default":
         return _reference(response, gold, mode, started, may_be_slow=engine is not None)
+    if is_task(gold, kind):
+        return countdown.grade_countdown(response, gold_text(gold))
     golds = gold_readings(gold_text(gold), kind)
     if response.strip() == gold_text(gold).strip():
         return _verdict(
@@ -134,10 +139,15 @@ def check_mode(kind: str | None, mode: str, options: GradeOptions = EXACT) -> No
     """Raises ConfigError for an unknown mode or kind, and for options that a reference mode does not have."""
     if mode not in MODES:
         raise ConfigError(f"unknown grading mode '{mode}'; choose one of {', '.join(MODES)}")
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"unknown answer kind '{kind}'; choose one of {', '.join(KINDS)} or None")
+    if kind is not None and kind not in (known := (*KINDS, *TASK_KINDS)):
+        raise ConfigError(f"unknown answer kind '{kind}'; choose one of {', '.join(known)} or None")
     if mode != "default" and options != EXACT:
         raise ConfigError(f"mode '{mode}' repeats another grader and has no options, got {options}")
+
+
+def is_task(gold: Gold, kind: str | None) -> bool:
+    """Whether the gold names a Countdown task; said by its kind or, where that is open, seen from its form."""
+    return kind == countdown.KIND or (kind is None and isinstance(gold, str) and countdown.is_gold(gold))
 
 
 def gold_text(gold: Gold) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from negpo.errors import DataError
+from negpo.rewards import countdown
 from negpo.rewards.answers import answer_kind, readable
-from negpo.rewards.decide import Gold, check_mode, gold_readings, gold_text
+from negpo.rewards.decide import Gold, check_mode, gold_readings, gold_text, is_task
 from negpo.rewards.pool import VerifierPool, default_pool
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,9 @@ def _check(gold: Any, kind: str | None, mode: str) -> tuple[str, bool]:
     if mode != "default":
         return "", True
     check_mode(kind, mode)
+    if is_task(text, kind):
+        countdown.read_gold(text)
+        return countdown.KIND, True
     answer = gold_readings(text, kind)[0].answer
     return answer_kind(answer), readable(answer)
 

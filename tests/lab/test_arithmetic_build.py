@@ -10,8 +10,8 @@ from negpo.cli import main
 from negpo.data.problems import custom_benchmark, read_problems
 from negpo.data.protocols import find_protocol
 from negpo.errors import ConfigError
-from negpo.lab.arithmetic import PROMPT
 from negpo.lab.arithmetic_build import SIZES, ArithmeticLabPaths, build_arithmetic_lab, train_model, write_problems
+from negpo.lab.problem_lab import PROMPT
 from negpo.lab.reason_demo import EngineResult, differing_answers, usable_engines
 
 SMALLEST = replace(SIZES["tiny"], worked_rows=32, answer_rows=32)

@@ -15,10 +15,9 @@ from negpo.lab.arithmetic import (
     ArithmeticProblem,
     make_answer,
     make_problem,
-    make_problems,
     worked,
 )
-from negpo.lab.arithmetic_build import make_corpus
+from negpo.lab.arithmetic_build import make_corpus, make_problems
 from negpo.rewards import grade
 
 DRAWS = 4000

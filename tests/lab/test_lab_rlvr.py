@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from negpo.errors import ConfigError
+from negpo.lab.arithmetic_build import ARITHMETIC
 from negpo.lab.experiment import TUNING_SEEDS
 from negpo.lab.rlvr_demo import RlvrSettings, run_rlvr_demo
 from negpo.lab.rlvr_runs import RUNS
@@ -113,7 +114,7 @@ def test_the_probe_scores_whole_answers_as_plain_logits_do(demo):
 def test_a_watched_engine_describes_what_it_drew_and_is_otherwise_the_engine_itself(demo):
     tokenizer = AutoTokenizer.from_pretrained(demo.out / "seed0" / "nsr" / "model")
     texts = ((" 12+1=13,13-1=12 \\boxed{12}", " 12+1=13 \\boxed{13}"), (" 5 \\boxed{5}", " 5 \\boxed{5}"))
-    known = {"a": Known("12", "Level 2", 2), "b": Known("6", "Level 1", 1)}
+    known = {"a": Known("12", "Level 2", "Compute 12+1-1."), "b": Known("6", "Level 1", "Compute 5+1.")}
 
     class Engine:
         name = "fixed"
@@ -124,7 +125,7 @@ def test_a_watched_engine_describes_what_it_drew_and_is_otherwise_the_engine_its
                 [Sample(p, i, row, [-0.5] * len(row), "stop") for i, row in enumerate(g)] for p, g in enumerate(ids)
             ]
 
-    watched = WatchedEngine(Engine(), tokenizer, known)
+    watched = WatchedEngine(Engine(), tokenizer, known, ARITHMETIC)
     watched.generate([tokenizer("a")["input_ids"], tokenizer("b")["input_ids"]], Sampling(n=2))
     (rollout,) = watched.rollouts
     assert (watched.name, watched.prompts, rollout["samples"]) == ("fixed", ["a", "b"], 4)

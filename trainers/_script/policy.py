@@ -9,6 +9,7 @@ from negpo.data.protocols import Protocol, find_protocol
 from negpo.data.rows import load_rows
 from negpo.errors import ConfigError, DataError
 from negpo.rewards import correctness_reward, length_reward
+from negpo.rewards.noise import with_verifier_errors
 from negpo.trainers._run.script_arguments import Source
 from negpo.trainers._script.arguments import ModelArguments
 
@@ -37,6 +38,13 @@ class RLScriptArguments(ModelArguments):
     overlong_buffer: int | None = field(
         default=None, metadata={"help": "DAPO's soft punishment over the last so many tokens of the limit."}
     )
+    false_positives: float = field(
+        default=0.0, metadata={"help": "Share of wrong answers that the verifier calls right: a study of its errors."}
+    )
+    false_negatives: float = field(
+        default=0.0,
+        metadata={"help": "Share of right answers that it calls wrong; by content and seed, the same always."},
+    )
 
     def validate(self) -> None:
         super().validate()
@@ -56,6 +64,9 @@ class RLScriptArguments(ModelArguments):
         if card.thinking is not None:
             args.chat_template_kwargs = {"enable_thinking": card.thinking} | (args.chat_template_kwargs or {})
         rewards = [correctness_reward(correct=1.0, wrong=0.0, mode=self.grader or "default")]
+        if self.false_positives or self.false_negatives:
+            rates = {"false_positives": self.false_positives, "false_negatives": self.false_negatives}
+            rewards = [with_verifier_errors(rewards[0], **rates, seed=args.seed)]
         if self.overlong_buffer:
             rewards.append(length_reward(max_tokens=args.max_completion_length, soft_tokens=self.overlong_buffer))
         return trainer_class(
