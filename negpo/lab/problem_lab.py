@@ -223,7 +223,12 @@ def train_model(world: ProblemWorld, folder: Path, seed: int, size: LabSize) -> 
     # Qwen2's splitting makes every digit a token of its own, which is what lets a model this small carry.
     texts = [prompt + answer for prompt, answer in sampled[:TOKENIZER_ROWS]]
     tokenizer = make_tokenizer(texts, VOCABULARY, max_length=MAX_POSITIONS)
-    shape = {"hidden": size.hidden, "layers": size.layers, "heads": size.heads, "intermediate": 3 * size.hidden}
+    shape: dict[str, Any] = {
+        "hidden": size.hidden,
+        "layers": size.layers,
+        "heads": size.heads,
+        "intermediate": 3 * size.hidden,
+    }
     model = make_model(tokenizer, **shape, seed=seed, max_positions=MAX_POSITIONS)
     with torch.no_grad():
         for matrix in (weight for weight in model.parameters() if weight.ndim > 1):
