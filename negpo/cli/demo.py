@@ -75,6 +75,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     """Each job reads the arguments that its settings have."""
+    from dataclasses import fields
     from importlib import import_module
 
     from negpo.errors import ConfigError
@@ -93,9 +94,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
             )
         args.seed = args.seeds[0]
     kind = getattr(home, settings)
-    given = {
-        name: value for name, value in vars(args).items() if value is not None and name in kind.__dataclass_fields__
-    }
+    names = {field.name for field in fields(kind)}
+    given = {name: value for name, value in vars(args).items() if value is not None and name in names}
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     getattr(home, function)(kind(**given))
     return 0
