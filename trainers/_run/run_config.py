@@ -59,7 +59,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         args: Any = self  # the fields of TrainingArguments are there, but not in this class
-        args.debug = args.debug or ""  # the command line's parser makes null of an empty text
+        _undo_parser(args)
         check_types(self)
         check_settings(self)
         if args.bf16 is None:
@@ -93,6 +93,14 @@ def plain_errors() -> Iterator[None]:
         if isinstance(error, NegpoError):
             raise
         raise ConfigError(f"the settings are refused: {brief(error)}") from error
+
+
+def _undo_parser(args: Any) -> None:
+    """Defaults that the command line's parser turns into other values of the same meaning."""
+    if getattr(args, "debug", "") is None:
+        args.debug = ""
+    if getattr(args, "include_num_input_tokens_seen", "no") is False:
+        args.include_num_input_tokens_seen = "no"
 
 
 def check_packages(args: Any) -> None:
