@@ -23,7 +23,9 @@ class WGAConfig(UnlearnConfig):
     """
 
     inherited: ClassVar[dict[str, Rule]] = {
-        "beta": Only("a weighting other than satimp", lambda config: config.weighting != "satimp"),
+        "beta": Only(
+            "a weighting other than satimp, which reads beta1 and beta2", lambda config: config.weighting != "satimp"
+        ),
         "alpha": Only("weighting=wtnpo", lambda config: config.weighting == "wtnpo"),
         "beta1": Only("weighting=satimp", lambda config: config.weighting == "satimp"),
         "beta2": Only("weighting=satimp", lambda config: config.weighting == "satimp"),

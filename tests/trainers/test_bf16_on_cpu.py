@@ -18,7 +18,12 @@ MAKERS = {
     "policy": rl_tiny.make_policy_trainer,
 }
 STEPS = {"prompt": "2 + 2? ", "chosen": "It is 4.", "steps": ["It is ", "5."], "values": [0.6, 0.1]}
-NEEDS = {"rmu": {"layer": 1}, "d2o": {"max_new_tokens": 4}, "step_dpo": {"train_dataset": [STEPS] * 4}}
+NEEDS = {
+    "rmu": {"layer": 1},
+    "d2o": {"max_new_tokens": 4},
+    "pdu": {"retain_constraint": 5.0},
+    "step_dpo": {"train_dataset": [STEPS] * 4},
+}
 pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from preference_tiny import make_trainer as make_preference
 from rl_tiny import make_policy_trainer
+from transformers import AutoModelForCausalLM
 from unlearn_tiny import history, make_model, make_tokenizer, make_trainer
 
 from negpo.errors import ConfigError
@@ -32,12 +33,14 @@ def stored(folder, dtype):
 @pytest.mark.parametrize("method", MAKERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_checkpoint_in_half_precision_is_trained_in_float32(method, dtype, tmp_path):
-    for model in (stored(tmp_path, dtype), make_model(dtype=dtype)):
+    path = stored(tmp_path, dtype)
+    for model in (path, AutoModelForCausalLM.from_pretrained(path, dtype=dtype)):
+        wide = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         trainer = MAKERS[method](tmp_path / "run", model=model)
         assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
         before = vector(trainer.model)
         trainer.train()
-        same = MAKERS[method](tmp_path / "same", model=make_model(dtype=dtype).float())
+        same = MAKERS[method](tmp_path / "same", model=wide)
         same.train()
         assert torch.equal(vector(trainer.model), vector(same.model))
         assert (vector(trainer.model) != before).double().mean() > 0.4

@@ -227,7 +227,12 @@ def correction(mode, gap, **bounds):
     from negpo.trainers.nsr import NSRConfig
 
     args = NSRConfig(
-        output_dir="unused", use_cpu=True, per_device_train_batch_size=8, vllm_importance_sampling_mode=mode, **bounds
+        output_dir="unused",
+        use_cpu=True,
+        engine="vllm",
+        per_device_train_batch_size=8,
+        vllm_importance_sampling_mode=mode,
+        **bounds,
     )
     return importance_weights(
         gap,
@@ -341,7 +346,9 @@ def test_lora_adapters_train_with_rollouts_from_the_same_modules(tmp_path):
     from peft import LoraConfig
 
     lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
-    trainer = make_policy_trainer("nsr", tmp_path, peft_config=lora, engine=None, max_completion_length=4)
+    trainer = make_policy_trainer(
+        "nsr", tmp_path, peft_config=lora, engine=None, max_completion_length=4, truncated="wrong"
+    )
     before = weights(trainer)
     trainer.train()
     changed = (weights(trainer) != before).sum().item()

@@ -16,7 +16,8 @@ from unlearn_tiny import make_model, make_tokenizer
 
 from negpo.errors import ConfigError, TrainingStopped
 
-SAMPLED = {"engine": None, "max_completion_length": 5, "learning_rate": 0.05}
+# a random model does not end its answers within a few tokens: they count as wrong
+SAMPLED = {"engine": None, "max_completion_length": 5, "learning_rate": 0.05, "truncated": "wrong"}
 
 
 def letters_reward(prompts, completions, **_):
@@ -94,7 +95,13 @@ def test_a_full_disk_while_saving_the_final_model_keeps_the_previous_one(tmp_pat
 
 def test_two_processes_train_like_one(tmp_path):
     """gloo, sampled rollouts; NSR leaves the processes with different numbers of live rows."""
-    common = {"max_completion_length": 5, "learning_rate": 0.05, "updates_per_rollout": 2, "max_steps": 4}
+    common = {
+        "max_completion_length": 5,
+        "learning_rate": 0.05,
+        "updates_per_rollout": 2,
+        "max_steps": 4,
+        "truncated": "wrong",
+    }
     runs = {"nsr": common, "grpo": common | {"normalizer": "sequence_mean", "dead_groups": "resample"}}
     found = []
     for processes, batch in ((1, (8, 1)), (2, (2, 2))):
@@ -179,16 +186,21 @@ def test_rewarded_letters_become_more_frequent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "reason"),
-    [({"min_entropy": 100.0}, "entropy collapsed"), ({"max_kl": -1.0}, "left the rollout policy")],
+    ("limit", "reason", "kept"),
+    [
+        ({"min_entropy": 100.0}, "entropy collapsed", 2),
+        # the first update of a rollout has not left its policy
+        ({"max_kl": 0.0, "updates_per_rollout": 4, "preset": "w_reinforce"}, "left the rollout policy", 3),
+    ],
 )
-def test_a_watchdog_stops_with_a_reason_and_a_usable_checkpoint(tmp_path, limit, reason):
+def test_a_watchdog_stops_with_a_reason_and_a_usable_checkpoint(tmp_path, limit, reason, kept):
     trainer = make_policy_trainer("nsr", tmp_path, max_steps=9, watchdog_patience=3, learning_rate=0.01, **limit)
-    with pytest.raises(TrainingStopped, match=f"{reason}.*3 steps in a row.*checkpoint-2"):
+    with pytest.raises(TrainingStopped, match=f"{reason}.*3 steps in a row.*checkpoint-{kept}"):
         trainer.train()
-    resumed = make_policy_trainer("nsr", tmp_path, max_steps=3, learning_rate=0.01)
+    again = {name: value for name, value in limit.items() if name not in ("max_kl", "min_entropy")}
+    resumed = make_policy_trainer("nsr", tmp_path, max_steps=kept + 1, learning_rate=0.01, **again)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 3
+    assert resumed.state.global_step == kept + 1
 
 
 def test_a_model_that_loops_is_stopped(tmp_path):

@@ -238,7 +238,8 @@ def test_own_functions_of_rewards_or_log_probs_reproduce_the_methods(tmp_path):
     agree(change(PolicyTrainer, tmp_path, advantages=advantages, loss=loss, **BATCH), expected)
 
 
-def test_entropy_bonus_and_kl_term_have_the_gradient_of_full_logits(tmp_path):
+@pytest.mark.parametrize("corrected", [True, False])
+def test_entropy_bonus_and_kl_term_have_the_gradient_of_full_logits(tmp_path, corrected):
     """Second step of two: at the first one policy and reference agree and the KL term has no gradient."""
     model, start = make_model(), vector(make_model())
     model.save_pretrained(tmp_path / "start")
@@ -254,10 +255,12 @@ def test_entropy_bonus_and_kl_term_have_the_gradient_of_full_logits(tmp_path):
             logps = logits.gather(1, torch.tensor(ids[prompt_length:]).unsqueeze(1)).squeeze(1)
             entropy, gap = -(logits.exp() * logits).sum(-1), old[i] - logps
             advantage = 1.0 if "+" in text else -1.0
-            terms.append(-advantage * (logps - old[i]).exp() + 0.3 * (gap.exp() - gap - 1) - 0.2 * entropy)
+            ratio = (logps - old[i]).exp()
+            divergence = (gap.exp() - gap - 1) * (ratio if corrected else 1.0)
+            terms.append(-advantage * ratio + 0.3 * divergence - 0.2 * entropy)
         naive_step(model, torch.cat(terms).mean(), 0.1)
     settings = {"positive_weight": 1.0, "beta": 0.3, "entropy_coef": 0.2, "epsilon": 1.0, "epsilon_high": 9.0}
-    settings |= {"updates_per_rollout": 2, "max_steps": 2, "learning_rate": 0.1}
+    settings |= {"updates_per_rollout": 2, "max_steps": 2, "learning_rate": 0.1, "use_bias_correction_kl": corrected}
     trainer = make_policy_trainer("nsr", tmp_path, model=str(tmp_path / "start"), batch=(4, 1), **settings)
     trainer.train()
     agree(weights(trainer) - start, vector(model) - start, 1e-5)

@@ -17,6 +17,8 @@ class TwoGpus:
     fp16_full_eval: bool = False
     bf16_full_eval: bool = False
     use_cpu: bool = False
+    optim: str = "adamw_torch"
+    report_to: str = "none"
     dataloader_pin_memory: bool = True
     world_size: int = 1
 

@@ -45,7 +45,7 @@ def other_value(item, hint):
     default = getattr(default, "value", default)
     candidates = [True, False, 3, 0.5, "something", ["something"], {"a": 1}, True]
     if isinstance(default, int | float) and not isinstance(default, bool):
-        candidates = [3, 0.5]
+        candidates = [3, 0.5, 4]
     found = next(value for value in candidates if fits(value, hint) and value != default)
     return [0.5] if "float" in str(hint) and isinstance(found, list) else found
 
@@ -88,9 +88,9 @@ def test_every_conditional_field_is_refused_without_what_it_needs(tmp_path):
 
 
 def test_a_field_that_nobody_looked_at_is_refused():
-    newer = dataclasses.make_dataclass(
-        "Newer", [("brand_new", int, 0)], bases=(CONFIGS["npo"],), module="transformers.x"
-    )
+    theirs = dataclasses.make_dataclass("Theirs", [("brand_new", int, 0)], bases=(TrainingArguments,))
+    theirs.__module__ = "transformers.training_args"
+    newer = dataclasses.make_dataclass("Newer", [], bases=(CONFIGS["npo"], theirs))
     assert rules_of(newer)["brand_new"] == Refused("this version of negpo does not know the setting")
 
 

@@ -79,7 +79,7 @@ class GuardedReward:
         if isinstance(result, torch.Tensor | numpy.ndarray | numpy.generic):
             if result.ndim != 1:
                 raise DataError(
-                    f"reward function '{self.name}' returned an array {tuple(result.shape)}, need ({count},)"
+                    f"reward function '{self.name}' returned a tensor {tuple(result.shape)}, need ({count},)"
                 )
             result = result.tolist()
         if not isinstance(result, Sequence) or isinstance(result, str):

@@ -5,6 +5,7 @@ tensor), ``yes`` into true and ``.nan`` into a number. Each value is compared wi
 also with the range in which they mean something.
 """
 
+import json
 import math
 import types
 import typing
@@ -103,6 +104,8 @@ RANGES = {
     ),
 }
 UNBOUNDED = ("max_grad_norm",)  # infinity: no clipping
+FILES = ("fsdp_config", "deepspeed", "accelerator_config")  # a mapping, or the name of a file that holds one
+SEEDS, LARGEST_SEED = ("seed", "data_seed"), 2**32 - 1  # NumPy's
 
 
 def check_types(settings: Any) -> None:
@@ -119,12 +122,37 @@ def check_types(settings: Any) -> None:
 def _check(name: str, value: Any, hint: Any) -> None:
     if not fits(value, hint):
         raise ConfigError(f"{name} is {value!r:.80}, {_kind(value)}; it must be {wanted(hint)}{_advice(value, hint)}")
+    if isinstance(value, list | tuple):
+        for one in value:
+            _check_number(name, one)
+        return
+    if isinstance(value, str) and _takes_mapping(hint) and name not in FILES:
+        _check_json(name, value)
+    _check_number(name, value)
+
+
+def _takes_mapping(hint: Any) -> bool:
+    return any(option is dict or typing.get_origin(option) is dict for option in typing.get_args(hint))
+
+
+def _check_json(name: str, value: str) -> None:
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is {value!r:.80}, which is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise ConfigError(f"{name} is {value!r:.80}; it must be a mapping of names to values")
+
+
+def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if math.isnan(value) or (math.isinf(value) and name not in UNBOUNDED):
         raise ConfigError(f"{name} is {value}; it must be a finite number")
     if name in RANGES and not _HOLDS[RANGES[name]](value):
         raise ConfigError(f"{name} is {value}; it must be {RANGES[name]}")
+    if name in SEEDS and value > LARGEST_SEED:
+        raise ConfigError(f"{name} is {value}; it must be at most {LARGEST_SEED}")
 
 
 def fits(value: Any, hint: Any) -> bool:
