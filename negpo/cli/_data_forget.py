@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from negpo.cli._data_common import show_counts, write_rows
+from negpo.cli._flags import natural, number, output_folder, positive
 
 
 def add_parser(kinds) -> None:
@@ -19,13 +20,17 @@ def add_parser(kinds) -> None:
     parser.add_argument("--name", help="its configuration, e.g. full")
     parser.add_argument("--split", default="train")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--percent", type=float, help="the last so many percent of the rows (TOFU: 20 to 90)")
-    which.add_argument("--authors", type=int, nargs="+", help="numbers of authors, 0 is the first")
-    which.add_argument("--draw-authors", type=int, metavar="N", help="N authors drawn with --seed")
-    which.add_argument("--rows", type=int, nargs="+", help="numbers of rows")
-    parser.add_argument("--rows-per-author", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", required=True, help="folder for forget.jsonl, retain.jsonl and report.json")
+    which.add_argument(
+        "--percent", type=number(0, 100, exclude_low=True), help="the last so many percent of the rows (TOFU: 20 to 90)"
+    )
+    which.add_argument("--authors", type=natural, nargs="+", help="numbers of authors, 0 is the first")
+    which.add_argument("--draw-authors", type=positive, metavar="N", help="N authors drawn with --seed")
+    which.add_argument("--rows", type=natural, nargs="+", help="numbers of rows")
+    parser.add_argument("--rows-per-author", type=positive, default=20)
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument(
+        "--out", type=output_folder, required=True, help="folder for forget.jsonl, retain.jsonl and report.json"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from negpo.cli._flags import natural, output_folder, positive
+from negpo.cli._flags import natural, number, output_folder, positive
 
 JOBS = {  # module of negpo.lab, its settings, its function
     "unlearn": ("demo", "DemoSettings", "run_demo"),
@@ -46,9 +46,19 @@ def add_parser(subparsers) -> None:
     real.add_argument("--model", help="folder or Hub id of the pretrained model")
     real.add_argument("--forget", help="TOFU split to forget, forget01 or forget05; rates are chosen on the one before")
     real.add_argument("--authors", type=positive, help="TOFU authors that are learned and kept (default: 18)")
-    real.add_argument("--rates", type=float, nargs="+", help="learning rates tried for every method; one: no trials")
+    real.add_argument(
+        "--rates",
+        type=number(0, exclude_low=True),
+        nargs="+",
+        help="learning rates tried for every method; one: no trials",
+    )
     real.add_argument("--batch", type=positive, help="rows of an optimiser step (default: 8)")
-    real.add_argument("--fit_rate", "--fit-rate", type=float, help="learning rate of the fine-tuning (default: 1e-4)")
+    real.add_argument(
+        "--fit_rate",
+        "--fit-rate",
+        type=number(0, exclude_low=True),
+        help="learning rate of the fine-tuning (default: 1e-4)",
+    )
     real.add_argument("--fit_steps", "--fit-steps", type=positive, help="steps of the fine-tuning (default: 300)")
     real.add_argument("--limit", type=positive, help="first rows of every evaluation set only")
     real.add_argument(
@@ -56,7 +66,9 @@ def add_parser(subparsers) -> None:
     )
     real.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16: autocast over float32 weights")
     real.add_argument("--audit", choices=("none", "quick", "standard", "full"), help="suite of the closing audit")
-    real.add_argument("--hours", type=float, help="time budget: what is finished then is reported")
+    real.add_argument(
+        "--hours", type=number(0, exclude_low=True), help="time budget: what is finished then is reported"
+    )
     reason = parser.add_argument_group("reason and rlvr")
     samples = "drawn per problem; the largest k (default: 64; 256 for rlvr --world countdown)"
     reason.add_argument("--samples", type=positive, default=argparse.SUPPRESS, help=samples)

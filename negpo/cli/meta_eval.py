@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from negpo.cli._flags import number, output_folder, positive
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
@@ -19,9 +21,11 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--retain-model", metavar="MODEL", help="what R compares with; default: the first negative")
     parser.add_argument("--data", required=True, help="TOFU files: folder or Hub id")
     parser.add_argument("--forget", default="forget10", help="the forget set")
-    parser.add_argument("--relearn-lr", type=float, default=2e-5)
-    parser.add_argument("--relearn-epochs", type=int, default=1)
-    parser.add_argument("--out", default="runs/meta_eval", help="folder; measured models are kept there")
+    parser.add_argument("--relearn-lr", type=number(0, exclude_low=True), default=2e-5)
+    parser.add_argument("--relearn-epochs", type=positive, default=1)
+    parser.add_argument(
+        "--out", type=output_folder, default="runs/meta_eval", help="folder; measured models are kept there"
+    )
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:

@@ -198,6 +198,8 @@ def _nsr_trainer(point: Point, model: Any, settings: dict[str, Any], meter: _Met
         updates_per_rollout=UPDATES,
         max_entropy_share=None,
         max_kl=None,
+        truncated="wrong",  # completions are of full length, and all trained on
+        share_prompt="never",  # as planned: every row with its prompt; sharing needs less
         **settings,
     )
     return NSRTrainer(

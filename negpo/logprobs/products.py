@@ -2,11 +2,11 @@
 
 What is rounded: each operand of each product, once, to 8 bits of mantissa (relative 2^-9). What is not: logits, log Z,
 log-probabilities, and the sums of gradients over tiles. A bfloat16 model with bfloat16 states loses nothing in its
-logits, because its operands are exact; only the gradient tiles are rounded (docs/benchmarks.md has measured errors).
+logits, because its operands are exact; only the gradient tiles are rounded.
 
-CUDA multiplies bfloat16 and float16 operands into float32 results. CPUs do it through oneDNN, which rounds float32
-operands on the way into the instructions ``amx_bf16`` or ``avx512_bf16``; a processor without them gains nothing, so
-the plan is off there unless it is forced, and then it rounds by hand: same numbers, no speed.
+CUDA multiplies bfloat16 and float16 operands into float32 results. CPUs do it through oneDNN, which takes float32
+operands into the instructions ``amx_bf16`` or ``avx512_bf16``; they are rounded before, so that the numbers are those
+of any other processor. One without these instructions gains nothing, so the plan is off there unless it is forced.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ class Products:
         """``tensor`` in the form in which :meth:`mm` and :meth:`addmm_` take it; convert once, use often."""
         if self._mixed:
             return tensor.to(self.operands)
-        if self.lowered and not (self.operands == torch.bfloat16 and cpu_multiplies_bf16()):
-            tensor = tensor.to(self.operands)
-        return tensor.to(self.results)
+        # oneDNN would round by itself, but torch takes small products elsewhere, where nothing is rounded
+        return tensor.to(self.operands).to(self.results)
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         """``out = a @ b`` for two factors; ``out`` in the dtype of results."""

@@ -95,7 +95,7 @@ def test_a_row_without_the_columns_is_named():
 def graded_run(folder):
     """What `negpo eval custom` leaves behind for one problem with four samples."""
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"benchmark": "sums"}))
+    (folder / "manifest.json").write_text(json.dumps({"benchmark": "sums", "protocol": {}}))
     texts = [("yes", "correct", "stop"), ("no", "wrong", "stop"), ("cut", "wrong", "length"), ("?", "unknown", "stop")]
     with open(folder / "samples.jsonl", "w") as samples, open(folder / "verdicts.jsonl", "w") as verdicts:
         for sample, (text, status, reason) in enumerate(texts):

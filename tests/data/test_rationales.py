@@ -59,7 +59,7 @@ def test_where_golds_are_known_the_report_counts_right_answers_that_the_vote_mad
 
 def write_run(folder, rows, benchmark="sums"):
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"benchmark": benchmark}))
+    (folder / "manifest.json").write_text(json.dumps({"benchmark": benchmark, "protocol": {}}))
     with open(folder / "samples.jsonl", "w") as samples, open(folder / "verdicts.jsonl", "w") as verdicts:
         for sample, (text, answer) in enumerate(rows):
             place = {"problem": "sums-0", "sample": sample}

@@ -389,10 +389,9 @@ def test_checkpoints_of_folds_become_a_table_and_a_picture(checkpoints, folder, 
     assert (tmp_path / "folds.png").stat().st_size > 1000
 
 
-def test_contradictions_are_refused_before_a_model_is_loaded(checkpoints, folder, tmp_path):
+def test_contradictions_are_refused_before_a_model_is_loaded(checkpoints, folder, tmp_path, capsys):
     nobody = ["--model", "nobody/nothing", "--out", tmp_path, "--data"]
     for match, flags in {
-        "between 0 and 1": [*nobody, folder, "--retain-auc", 3],
         "no such file": [*nobody, folder, "--retain-log", tmp_path / "none.json"],
         "neither verbmem": [*nobody, tmp_path],
         "nothing was unlearned": [
@@ -407,6 +406,9 @@ def test_contradictions_are_refused_before_a_model_is_loaded(checkpoints, folder
     }.items():
         with pytest.raises((ConfigError, DataError), match=match):
             run_muse(parse(*flags))
+    with pytest.raises(SystemExit):
+        parse(*nobody, folder, "--retain-auc", 3)
+    assert "3 is not a number that is at least 0 and at most 1" in capsys.readouterr().err
 
 
 def test_the_schema_samples_load(shared):

@@ -72,7 +72,7 @@ def test_a_measured_mfu_replaces_the_assumed_one(capsys, tmp_path):
         (["--devices", "4", "--strategy", "single"], "strategy=single runs on one device"),
         (["--device-memory", "a lot"], "not an amount of memory"),
         (["--mfu", "0.4", "--measured-mfu", "x.json"], "exclude each other"),
-        (["--measured-mfu", "missing.json"], "missing.json: needs the numbers flops and utilisation"),
+        (["--measured-mfu", "missing.json"], "missing.json: the file cannot be read"),
     ],
 )
 def test_wrong_flags_end_with_status_2_and_say_what_was_seen(capsys, words, message):

@@ -242,8 +242,11 @@ def test_a_float32_engine_holds_the_weights_of_a_trainer_under_bfloat16_autocast
     """Autocast rounds the trainer's products, not its weights: only the weights are compared."""
     from accelerate import Accelerator
 
+    from accelerate.state import AcceleratorState
+
     from negpo.rollout.probe import Probe, stored_precision
 
+    AcceleratorState._reset_state()  # another test may have settled on another precision
     trainer = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(build_model(seed=3))
     engine = make_engine("transformers", build_model(seed=0))
     assert engine.sync(trainer).max_gap < 1e-4
