@@ -171,6 +171,7 @@ class SeparatePasses:
                 row["question"],
                 row[key] if j is None else row[key][j],
                 generation=generation,
+                labels="published",
             )
             for row in self.data.sets[name]
         ]

@@ -241,7 +241,7 @@ def train(run: Run, plan: RlvrPlan, folder: Path) -> dict[str, Any]:
     trainer = build_trainer(run, arguments)
     tokenizer = trainer.processing_class
     watched = WatchedEngine(trainer.source.engine, tokenizer, known_problems(lab), plan.problem_world)
-    trainer.set_up_rollouts(watched)
+    trainer.source.engine = watched
     history = ProbeHistory(plan.place / BASE, tokenizer.pad_token_id, watched, run)
     watch_steps(trainer, history.on_step)
     started, stopped = time.perf_counter(), ""

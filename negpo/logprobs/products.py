@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_ignoring: ContextVar[bool] = ContextVar("ignoring autocast", default=False)
 _HALF = (torch.bfloat16, torch.float16)
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 
@@ -86,8 +88,20 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype of the autocast region around the caller, None outside of one."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    """The dtype of the autocast region around the caller, None outside of one and in :func:`ignoring_autocast`."""
+    if _ignoring.get() or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+@contextmanager
+def ignoring_autocast() -> Iterator[None]:
+    """Heads are multiplied in the precision of their states in here, whatever autocast a wrapper switches on."""
+    token = _ignoring.set(True)
+    try:
+        yield
+    finally:
+        _ignoring.reset(token)
 
 
 @cache

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from negpo.logprobs.products import ignoring_autocast
 from negpo.models import evaluating, unwrap
 from negpo.rollout.base import RolloutEngine, StaleWeightsError, SyncReport
 
@@ -83,8 +84,8 @@ def _gaps(some: list[list[float]], others: list[list[float]]) -> torch.Tensor:
 def stored_precision(model: nn.Module) -> Iterator[None]:
     """Switch off the autocast that accelerate has wrapped around the model's forward, for the duration.
 
-    The wrapper itself stays, with its hooks (DDP, ZeRO, FSDP): only what runs inside the backbone changes, and the head
-    of negpo.logprobs computes without autocast anyway.
+    The wrapper itself stays, with its hooks (DDP, ZeRO, FSDP): only what runs inside the backbone and the head of
+    negpo.logprobs changes.
     """
     backbone = unwrap(model).base_model
     inner, device = backbone.forward, next(model.parameters()).device.type
@@ -97,7 +98,8 @@ def stored_precision(model: nn.Module) -> Iterator[None]:
 
     backbone.forward = forward
     try:
-        yield
+        with ignoring_autocast():
+            yield
     finally:
         if own:
             backbone.forward = inner

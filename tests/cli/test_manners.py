@@ -274,10 +274,10 @@ def test_counts_and_metrics_of_commands_take_any_label(tmp_path, capsys):
 
 
 def test_the_title_of_a_plan_is_the_name_that_was_given(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")  # the name on one line
+    monkeypatch.chdir(tmp_path)  # a name short enough for one line
     config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16}
     config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    folder = tmp_path / "[bold]x[red]"
+    folder = Path("[bold]x[red]")
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):

@@ -241,7 +241,6 @@ def test_a_float32_engine_holds_the_weights_of_a_trainer_under_bfloat16_autocast
 ):
     """Autocast rounds the trainer's products, not its weights: only the weights are compared."""
     from accelerate import Accelerator
-
     from accelerate.state import AcceleratorState
 
     from negpo.rollout.probe import Probe, stored_precision
