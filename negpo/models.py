@@ -135,11 +135,12 @@ def load_causal_lm(name: str | Path, **options: Any) -> Any:
 
     with _quiet():
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(str(name), output_loading_info=True, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(name), output_loading_info=True, **options)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise ConfigError(
                 f"{str(name)!r} could not be loaded as a causal language model: {brief(error)}"
             ) from error
+    model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
         shown = ", ".join(missing[:SHOWN_NAMES]) + (" and others" if len(missing) > SHOWN_NAMES else "")
@@ -298,4 +299,5 @@ def _named_tensors(model: Any, adapters: bool) -> Iterable[tuple[str, Any]]:
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    values: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(values)

@@ -51,7 +51,7 @@ class AltPOTrainer(UnlearnTrainer):
         pairs = [_alternate(rows[index], index) for index in dataset.row_ids]
         settings = {"template": self.template, "max_length": args.max_length, "name": "train_dataset"}
         encoded, _ = encode_rows(pairs, tokenizer, **settings)
-        dataset.idk = OneEach(encoded)
+        dataset.idk = OneEach(encoded)  # type: ignore[assignment]  # both give the rows beside a forget row
         return dataset
 
     def reference_parts(self, args) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from negpo.cli._data_common import show_counts, write_rows
 from negpo.cli._flags import natural, number, output_file, positive
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     write_rows(output, kept)
     counts = [("questions", len(rows)), *report.rows()]
-    summary = {"settings": vars(args), "counts": dict(counts), "mean_rouge": report.mean_rouge}
+    summary: dict[str, Any] = {"settings": vars(args), "counts": dict(counts), "mean_rouge": report.mean_rouge}
     summary["without"] = report.without
     atomic_write_json(output.parent / "report.json", summary)
     show_counts(f"alternates, mean ROUGE-L recall {report.mean_rouge:.2f}", counts, [output])

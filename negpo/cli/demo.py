@@ -12,8 +12,10 @@ JOBS = {  # module of negpo.lab, its settings, its function
     "prefer": ("prefer_demo", "PreferDemoSettings", "run_prefer_demo"),
 }
 MODEL_JOB = ("model_demo", "ModelDemoSettings", "run_model_demo")  # unlearn --model
-ONLY_WITH_MODEL = ("forget", "authors", "rates", "batch", "fit_rate", "fit_steps", "limit", "max_new_tokens", "dtype")
-ONLY_WITH_MODEL += ("audit", "hours")
+ONLY_WITH_MODEL = (
+    *("forget", "authors", "rates", "batch", "fit_rate", "fit_steps"),
+    *("limit", "max_new_tokens", "dtype", "audit", "hours"),
+)
 
 
 def add_parser(subparsers) -> None:

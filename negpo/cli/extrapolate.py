@@ -29,9 +29,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> int:
     from negpo.errors import ConfigError
     from negpo.weights import extrapolate_checkpoints, mix_checkpoints
 
-    given, needed, others = ("--away-from", "weight", ("ratio",))
-    if args.mix:
-        given, needed, others = ("--mix", "ratio", ("weight", "origin"))
+    given, needed, *others = ("--mix", "ratio", "weight", "origin") if args.mix else ("--away-from", "weight", "ratio")
     if getattr(args, needed) is None:
         raise ConfigError(f"{given} needs --{needed}")
     if ignored := [name for name in others if getattr(args, name) is not None]:

@@ -123,9 +123,9 @@ def encode_groups(
             message = str(error).removeprefix(f"row {error.row}: ")
             problems.add("rows that the chat template cannot show whole", message, error.row or 0, error.field)
             continue
-        group = _limit(group, limits, problems, report)
-        if group is not None and len(group):
-            groups.append(group)
+        kept = _limit(group, limits, problems, report)
+        if kept:
+            groups.append(kept)
     report.groups, report.completions = len(groups), sum(map(len, groups))
     report.counts.update(problems.counts)
     if report.counts:

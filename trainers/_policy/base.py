@@ -99,7 +99,7 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
             peft_config=peft_config,
         )
         self.reward_funcs = guarded(self.reward_funcs, self.reward_func_names, args)
-        check_truncated_roles(self.reward_funcs, args.truncated)
+        check_truncated_roles(self.reward_funcs, str(args.truncated))
         self._drop_long_prompts()
         self.telemetry = Telemetry(self.accelerator.device)
         self.scorer = RowScorer(

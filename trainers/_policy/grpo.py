@@ -118,7 +118,7 @@ class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's 
     def log_advantages(self, advantages: Tensor) -> None:
         """The advantages that are trained on, in the place of TRL's own in the table of completions."""
         values = gather(advantages.mean(1) if advantages.ndim == 2 else advantages).tolist()
-        logged = self._logs["advantages"]
+        logged: Any = self._logs["advantages"]
         for _ in range(min(len(values), len(logged))):
             logged.pop()
         logged.extend(values)
@@ -165,7 +165,8 @@ class GRPOAdapter(WritesModelCard, GRPOTrainer):  # type: ignore[misc]  # TRL's 
 
     def _tokenize_prompts(self, prompts):
         # Dates that a template prints stay the same over a run, and a tokenizer's end token is not part of a prompt.
-        self.chat_template_kwargs = fixed_date(self.tokenizer) | self.chat_template_kwargs
+        given: Any = self.chat_template_kwargs
+        self.chat_template_kwargs = fixed_date(self.tokenizer) | given
         prompt_ids, images, fields = super()._tokenize_prompts(prompts)
         if isinstance(prompts[0], str):
             prompt_ids = [text_ids(self.tokenizer, prompt) for prompt in prompts]

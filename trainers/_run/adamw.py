@@ -62,7 +62,7 @@ class RoundedAdamW(torch.optim.Optimizer):
         return arrived / intended if intended > 0 else None
 
     def _update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
-        weight, gradient = _local(parameter), _local(parameter.grad).float()
+        weight, gradient = _local(parameter), _local(parameter.grad).float()  # type: ignore[arg-type]
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)

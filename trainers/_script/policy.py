@@ -65,8 +65,10 @@ class RLScriptArguments(ModelArguments):
             args.chat_template_kwargs = {"enable_thinking": card.thinking} | (args.chat_template_kwargs or {})
         rewards = [correctness_reward(correct=1.0, wrong=0.0, mode=self.grader or "default")]
         if self.false_positives or self.false_negatives:
-            rates = {"false_positives": self.false_positives, "false_negatives": self.false_negatives}
-            rewards = [with_verifier_errors(rewards[0], **rates, seed=args.seed)]
+            judge = with_verifier_errors(
+                rewards[0], false_positives=self.false_positives, false_negatives=self.false_negatives, seed=args.seed
+            )
+            rewards = [judge]
         if self.overlong_buffer:
             rewards.append(length_reward(max_tokens=args.max_completion_length, soft_tokens=self.overlong_buffer))
         return trainer_class(

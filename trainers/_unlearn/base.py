@@ -10,7 +10,6 @@ import torch
 from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError
 from negpo.logprobs import retain_kl_from_models
-from negpo.logprobs.statistics import Statistic
 from negpo.objectives import nll_loss
 from negpo.reference import hash_rows, hash_tokenizer
 from negpo.trainers._run.model import check_vocabulary, load_model, load_tokenizer, starting_model
@@ -54,12 +53,12 @@ class UnlearnTrainer(SharpnessAware, Scoring, OfflineTrainer):
     Raises ConfigError or DataError before a model is loaded, for everything that can be known by then.
     """
 
+    template: QATemplate
     config_class: ClassVar[type[UnlearnConfig]] = UnlearnConfig
     reduction: ClassVar[str] = "tokens"  # what the objective averages over: "tokens" or "rows"
     logged_stats: ClassVar[tuple[str, ...]] = ()  # further statistics of the objective, logged as forget/NAME
     needs_reference_model: ClassVar[bool] = False  # log-probs are not enough: a reference model is needed every step
     has_own_retain_term: ClassVar[bool] = False  # needs retain_dataset whatever retain_loss says
-    statistic: ClassVar[Statistic | None] = None  # what the objective reads of the vocabulary beside log-probs
 
     def __init__(
         self,

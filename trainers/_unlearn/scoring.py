@@ -1,6 +1,6 @@
 """Log-probs of a nested batch, the method's statistic, and what one micro-batch weighs in the optimiser batch."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,7 +18,7 @@ class Scoring:
     accelerator: Any
     processing_class: Any
     reference: Any
-    statistic: Statistic | None  # type: ignore[misc]
+    statistic: ClassVar[Statistic | None] = None  # what the objective reads of the vocabulary beside log-probs
     _reference_parts: tuple[str, ...]
     _window: dict[str, torch.Tensor]
 

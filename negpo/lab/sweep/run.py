@@ -52,7 +52,7 @@ def judge(spec: SweepSpec, out: Path) -> dict[str, Any]:
     """The leaderboard of the seeds that are complete: choice on validation rows, report on the other rows."""
     everything = [(method, i) for method in spec.methods for i in range(spec.trials)]
     seeds = [s for s in spec.seeds if not any(_missing(out, spec, s, *one) for one in everything)]
-    board = {
+    board: dict[str, Any] = {
         "lab": spec.lab, "target": spec.target, "seeds": seeds, "missing_seeds": sorted(set(spec.seeds) - set(seeds)),
         "steps": spec.steps, "trials": spec.trials, "batch": spec.batch, "levels": list(spec.levels), "methods": {},
         "references": {},

@@ -117,7 +117,9 @@ class Watch:
 
     def __init__(self, trainer: Any, subject: subjects.Subject, spec: SweepSpec, utility: float, *, measured: bool):
         self.trainer, self.subject, self.spec, self.utility = trainer, subject, spec, utility
-        self.measured, self.points, self.reason, self._low = measured, [], None, 0
+        self.measured, self._low = measured, 0
+        self.points: list[dict[str, Any]] = []
+        self.reason: str | None = None
 
     def add(self, step: float, model: Any) -> None:
         point = measure(model, self.subject.tokenizer, self.subject.tofu)
