@@ -215,12 +215,15 @@ def split_name(plan: ModelPlan) -> str:
 
 
 def measure(plan: ModelPlan, model: Any, tokenizer: Any, retain_log: Any = None) -> Any:
-    """The whole TOFU harness on the first `limit` rows of every set."""
+    """The whole TOFU harness on the first `limit` rows of every set, in the precision of the plan."""
+    import torch
+
     from negpo.eval.tofu import TofuSettings, evaluate_tofu, load_tofu
 
     settings = TofuSettings(max_new_tokens=plan.max_new_tokens)
     data = load_tofu(plan.data, split_name(plan)).first(plan.limit)
-    return evaluate_tofu(model, tokenizer, data, settings, retain_log=retain_log, name="demo")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=plan.dtype == "bfloat16"):
+        return evaluate_tofu(model, tokenizer, data, settings, retain_log=retain_log, name="demo")
 
 
 def load_retain_log(plan: ModelPlan) -> Any:
@@ -235,7 +238,7 @@ def measure_reference(plan: ModelPlan, name: str) -> dict[str, Any]:
 
     started, folder = time.perf_counter(), plan.place / REFERENCES[name] / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=plan.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     result = measure(plan, model, tokenizer, None if name == "retain" else load_retain_log(plan))
     if name == "retain":
         result.retain_log().save(plan.place / RETAIN_LOG)
