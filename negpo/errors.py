@@ -23,7 +23,14 @@ class VerifierError(NegpoError):
 
 
 class TrainingStopped(NegpoError):
-    """A guard ended the run: non-finite values, collapse. The message names the checkpoint that is still good."""
+    """A guard ended the run: non-finite values, collapse. The message names the checkpoint that is still good.
+
+    ``told``: it does so already; otherwise the run's end adds it.
+    """
+
+    def __init__(self, message: str, *, told: bool = False):
+        self.told = told
+        super().__init__(message)
 
 
 class TrainingInterrupted(TrainingStopped):

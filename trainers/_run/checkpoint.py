@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError, TrainingStopped
 
@@ -83,13 +85,35 @@ def writing(trainer: Any, folder: Path, identity: dict[str, Any]) -> Iterator[No
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, TrainingStopped):  # already in words
             raise
-        raise TrainingStopped(not_saved(folder, error, args.output_dir)) from error
+        raise TrainingStopped(not_saved(folder, error, args.output_dir), told=True) from error
     finally:
         args.save_total_limit = limit
     trainer.accelerator.wait_for_everyone()
     if args.should_save:
         seal(folder, identity)
-        rotate(folder.parent, limit, keep={folder.name, Path(trainer.state.best_model_checkpoint or "").name})
+
+
+class Rotation(TrainerCallback):
+    """Deletes old checkpoints (``save_total_limit``) once the newest is proved: a step was taken from it.
+
+    Finite weights can still give a loss that is not; until one that does not, the checkpoint before stays.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.settle(f"checkpoint-{state.global_step}")
+
+    def settle(self, unproved: str = "") -> None:
+        """Delete what is too much, not counting the folder named ``unproved``."""
+        args, state = self.trainer.args, self.trainer.state
+        if args.should_save:
+            rotate(
+                Path(args.output_dir),
+                args.save_total_limit,
+                keep={unproved, Path(state.best_model_checkpoint or "").name},
+            )
 
 
 def rotate(output_dir: Path, limit: int | None, *, keep: set[str]) -> None:
@@ -97,8 +121,11 @@ def rotate(output_dir: Path, limit: int | None, *, keep: set[str]) -> None:
     if not limit or limit <= 0:
         return
     oldest_first = sorted(_numbered(output_dir))
-    spare = [path for _, path in oldest_first if path.name not in keep]
-    for path in spare[: max(0, len(oldest_first) - limit)]:
+    if len(oldest_first) <= limit:
+        return
+    newest = oldest_first[-1][1].name
+    spare = [path for _, path in oldest_first if path.name not in keep | {newest}]
+    for path in spare[: len(oldest_first) - limit]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -149,6 +176,16 @@ def resolve(resume: str | Path | bool | None, output_dir: str | Path) -> str | N
         instead = f"resume from {found}" if found else "there is no other; start again"
         raise ConfigError(f"cannot resume from {resume}: {problem}. Instead: {instead}")
     return str(resume)
+
+
+def check_complete_state(folder: str) -> None:
+    """ConfigError for a checkpoint without an optimiser: a resumed run would silently begin a new one."""
+    files = json.loads((Path(folder) / SEAL).read_text())["files"]
+    if not any(part.startswith(("optimizer", "global_step")) for name in files for part in Path(name).parts):
+        raise ConfigError(
+            f"cannot resume from {folder}: it holds weights without the state of the optimiser (save_only_model=true). "
+            "Start a new run from it (model_name_or_path), or resume from a whole checkpoint"
+        )
 
 
 def check_provenance(folder: str, current: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import torch
 from transformers import Trainer
 
 from negpo.data.qa import QATemplate
-from negpo.errors import TrainingStopped
+from negpo.errors import NegpoError, TrainingInterrupted, TrainingStopped
 from negpo.trainers._run import checkpoint
 from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
+from negpo.trainers._run.folder_lock import FolderLock
 from negpo.trainers._run.hang_watch import HangWatch
+from negpo.trainers._run.identity import check_settings_of, settings_of
 from negpo.trainers._run.model import rows_of_tied_embedding
 from negpo.trainers._run.model_card import WritesModelCard
 from negpo.trainers._run.precision import UpdateLog, optimizer_for
 from negpo.trainers._run.sharding import settle_layouts
 from negpo.trainers._run.signals import StopOnSigterm
+from negpo.trainers._run.sound import broken_weights
 
 
 class Lifecycle(WritesModelCard):
@@ -37,8 +41,9 @@ class Lifecycle(WritesModelCard):
 
     def __init__(self, *positional: Any, **named: Any):
         super().__init__(*positional, **named)
-        self.signals, self.watch = StopOnSigterm(self), HangWatch(self)
-        for callback in (EpochBegins(self), FiniteGradients(self), self.signals, self.watch):
+        self.signals, self.watch, self.lock = StopOnSigterm(self), HangWatch(self), FolderLock(self)
+        self.rotation = checkpoint.Rotation(self)
+        for callback in (EpochBegins(self), FiniteGradients(self), self.signals, self.watch, self.lock, self.rotation):
             self.add_callback(callback)
         self._updates = UpdateLog(self.args)
         self.window_rows = ""  # the rows of the optimiser batch, in words
@@ -84,13 +89,20 @@ class Lifecycle(WritesModelCard):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """As in transformers; ``resume_from_checkpoint=True`` is the newest complete checkpoint of ``output_dir``."""
-        resume = checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
-        self._begin()
-        if resume is not None:
-            checkpoint.check_provenance(resume, self._identity())
-            self._load_extras(Path(resume))
-        with self.signals.listening(), self.watch.watching():
-            return super().train(resume, *args, **kwargs)
+        with self.lock.held():
+            resume = checkpoint.resolve(resume_from_checkpoint, self.args.output_dir)
+            if resume is not None:
+                checkpoint.check_complete_state(resume)
+                check_settings_of(resume, checkpoint.provenance(Path(resume)).get("settings") or {}, self.args)
+            self._begin()
+            if resume is not None:
+                checkpoint.check_provenance(resume, self._identity())
+                self._load_extras(Path(resume))
+            with self.signals.listening(), self.watch.watching(), self._keeping_finished_steps():
+                output = super().train(resume, *args, **kwargs)
+            self._require_sound_weights(f"after the last step, {self.state.global_step},")
+            self.rotation.settle()
+            return output
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
@@ -117,22 +129,53 @@ class Lifecycle(WritesModelCard):
 
     # ---- stopping and saving --------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _keeping_finished_steps(self) -> Iterator[None]:
+        """An error in words (a reward function, a row, a full disk) ends the run with its finished steps saved.
+
+        In one process: others would wait for each other while one of them fails.
+        """
+        try:
+            yield
+        except TrainingInterrupted:
+            raise
+        except NegpoError as error:
+            told = isinstance(error, TrainingStopped) and error.told
+            if told or not self.state.global_step or self.accelerator.num_processes > 1:
+                raise
+            kept = self._save_last_step()
+            raise TrainingStopped(f"{str(error).rstrip('.')}. {kept[0].upper()}{kept[1:]}", told=True) from error
+
+    def _save_last_step(self) -> str:
+        """Save the weights of the last finished step unless that was done; what is left, in words."""
+        with contextlib.suppress(TrainingStopped):  # a full disk, broken weights; the reason to stop is the other one
+            if self._is_torn(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+                self._save_checkpoint(self.model, trial=None)
+        last = checkpoint.last_complete(self.args.output_dir)
+        return f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
+
+    def _require_sound_weights(self, when: str) -> None:
+        """TrainingStopped when weights are NaN or infinite: nothing of them is sealed or saved."""
+        if (broken := broken_weights(self.model, self.accelerator)) is None:
+            return
+        last = checkpoint.last_complete(self.args.output_dir)
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint from before"
+        raise TrainingStopped(
+            f"{when} weights are not finite ({broken}); they were not saved, {kept}. Lower learning_rate or clip "
+            "gradients (max_grad_norm)",
+            told=True,
+        )
+
     def stop(self, what: str, rows: str = "", advice: str = "") -> None:
         """Save the weights of the last finished step (finite: the guards run before the optimiser), then raise.
 
         All processes call it together.
         """
         step = self.state.global_step
-        kept = "nothing was trained yet"
-        if step:
-            folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-            with contextlib.suppress(TrainingStopped):  # the disk may be full too; the reason to stop is the other one
-                if self._is_torn(folder):
-                    self._save_checkpoint(self.model, trial=None)
-            last = checkpoint.last_complete(self.args.output_dir)
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint could be saved"
+        kept = self._save_last_step() if step else "nothing was trained yet"
         where = f"step {step + 1}, {rows}" if rows else f"step {step + 1}"
-        raise TrainingStopped(f"{what} at {where}. The step was not taken; {kept}" + (f". {advice}" if advice else ""))
+        advice = f". {advice}" if advice else ""
+        raise TrainingStopped(f"{what} at {where}. The step was not taken; {kept}{advice}", told=True)
 
     def stop_not_finite(self, what: str, rows: str = "") -> None:
         self.stop(what, rows, f"Lower learning_rate{', look at these rows,' if rows else ''} or train in float32")
@@ -148,11 +191,13 @@ class Lifecycle(WritesModelCard):
         return bool(torn)
 
     def _identity(self) -> dict[str, Any]:
-        return self._provenance() | checkpoint.layout(self.args, exact=self.keeps_state_per_process)
+        own = {"method": type(self).__name__} | self._provenance()
+        return own | checkpoint.layout(self.args, exact=self.keeps_state_per_process)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with checkpoint.writing(self, folder, self._identity()):
+        self._require_sound_weights(f"after step {self.state.global_step}")
+        with checkpoint.writing(self, folder, self._identity() | {"settings": settings_of(self.args)}):
             super()._save_checkpoint(model, trial)
             folder.mkdir(parents=True, exist_ok=True)  # processes on other machines may have written nothing yet
             self._save_extras(folder)
@@ -168,6 +213,6 @@ class Lifecycle(WritesModelCard):
             for path in sorted(work.iterdir()):
                 os.replace(path, target / path.name)
         except Exception as error:  # OSError, or safetensors' own for the same full disk
-            raise TrainingStopped(checkpoint.not_saved(target, error, self.args.output_dir)) from error
+            raise TrainingStopped(checkpoint.not_saved(target, error, self.args.output_dir), told=True) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)

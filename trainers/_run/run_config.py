@@ -57,6 +57,14 @@ class RunConfig:
         },
     )
 
+    changed_on_resume: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Settings that a resumed run may have changed, by name; all others that enter the objective must "
+            "be those of the checkpoint."
+        },
+    )
+
     def __post_init__(self) -> None:
         args: Any = self  # the fields of TrainingArguments are there, but not in this class
         _undo_parser(args)
