@@ -119,7 +119,9 @@ def flags(rng: random.Random, folder: Path) -> str:
     config = getattr(import_module(TABLE[method].module), TABLE[method].config)
     name = rng.choice([item.name for item in fields(config) if item.init])
     value = str(rng.choice([*TEXTS[:8], -1, 0, "nan", "inf", "true", "maybe", 10**30]))
-    parse(method, [f"--{name}", value, "--output_dir", str(folder / "out")])
+    given = ["--output_dir", str(folder / "out"), "--use_cpu", "true", "--model_name_or_path", "m"]
+    given += ["--forget_dataset", "f"] if TABLE[method].family == "unlearn" else ["--dataset", "d"]
+    parse(method, [*given, f"--{name}", value])
     return ""
 
 

@@ -55,7 +55,9 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None when it is complete."""
     try:
         sealed = json.loads((folder / SEAL).read_text())
-        files, checksums = sealed["files"], sealed["checksums"]
+        files, checksums = dict(sealed["files"]), dict(sealed["checksums"])
+        if not (files and isinstance(sealed["provenance"], dict)):
+            raise ValueError("nothing is sealed")
     except (OSError, ValueError, KeyError, TypeError):
         return f"{SEAL} is missing or unreadable: saving was interrupted"
     for name, size in files.items():

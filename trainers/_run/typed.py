@@ -105,6 +105,7 @@ RANGES = {
 }
 UNBOUNDED = ("max_grad_norm",)  # infinity: no clipping
 FILES = ("fsdp_config", "deepspeed", "accelerator_config")  # a mapping, or the name of a file that holds one
+LARGEST = 2**63 - 1
 SEEDS, LARGEST_SEED = ("seed", "data_seed"), 2**32 - 1  # NumPy's
 
 
@@ -147,6 +148,8 @@ def _check_json(name: str, value: str) -> None:
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        raise ConfigError(f"{name} is a whole number beyond 64 bits; it must lie within them")
     if math.isnan(value) or (math.isinf(value) and name not in UNBOUNDED):
         raise ConfigError(f"{name} is {value}; it must be a finite number")
     if name in RANGES and not _HOLDS[RANGES[name]](value):
