@@ -5,14 +5,14 @@ from functools import partial
 from typing import Any
 
 from negpo.errors import ConfigError
-from negpo.eval.attacks.base import Attack, AttackData, AttackItem, AttackResult, attack_data
+from negpo.eval.attacks.base import Attack, AttackData, AttackItem, AttackResult, Target, attack_data
 from negpo.eval.attacks.probe import LinearProbe, LogitLens
 from negpo.eval.attacks.prompting import Prompting
 from negpo.eval.attacks.quantise import Quantise
 from negpo.eval.attacks.relearn import Relearn
 from negpo.eval.attacks.sampling import Sample
 
-__all__ = ["ATTACKS", "Attack", "AttackData", "AttackItem", "AttackResult", "attack_data", "make_attack"]
+__all__ = ["ATTACKS", "Attack", "AttackData", "AttackItem", "AttackResult", "Target", "attack_data", "make_attack"]
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "relearn_forget": partial(Relearn, source="forget"),

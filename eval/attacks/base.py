@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +24,14 @@ from negpo.eval.tofu_data import TofuData
 RESAMPLES = 2000  # bootstrap draws per interval; a curve of thirty points stays below a second
 Interval = tuple[float, float, float]  # mean, low, high
 Curve = list[list[float]]  # rows of x, y, low, high
+
+
+class Target(NamedTuple):
+    """Whom an attack works on: a live causal LM, its tokenizer, and how it is asked."""
+
+    model: Any
+    tokenizer: Any
+    template: QATemplate
 
 
 @dataclass(frozen=True)
@@ -136,17 +144,8 @@ class Attack(Protocol):
     @property
     def name(self) -> str: ...
 
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: AttackData,
-        template: QATemplate,
-        *,
-        seed: int,
-        progress: Report | None = None,
-    ) -> AttackResult:
-        """Attack a live causal LM. ``progress`` is called with (stage, finished, all).
+    def run(self, target: Target, data: AttackData, *, seed: int, progress: Report | None = None) -> AttackResult:
+        """Attack ``target``. ``progress`` is called with (stage, finished, all).
 
         Raises:
             DataError: the data lacks what the attack needs; names set, row and field.

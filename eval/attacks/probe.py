@@ -9,7 +9,7 @@ import numpy as np
 
 from negpo.data.qa import QATemplate, encode_qa
 from negpo.errors import DataError
-from negpo.eval.attacks.base import AttackData, AttackItem, AttackResult, Stopwatch, conclude, curve
+from negpo.eval.attacks.base import AttackData, AttackItem, AttackResult, Stopwatch, Target, conclude, curve
 from negpo.eval.attacks.hidden import Lens, answer_states
 from negpo.eval.attacks.measure import PROBABILITY, UNCUT, check, not_finite, probability, settings_of
 from negpo.eval.scoring import Batching, Report, counting, pad_token
@@ -27,16 +27,7 @@ class LogitLens:
 
     name = "logit_lens"
 
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: AttackData,
-        template: QATemplate,
-        *,
-        seed: int,
-        progress: Report | None = None,
-    ) -> AttackResult:
+    def run(self, target: Target, data: AttackData, *, seed: int, progress: Report | None = None) -> AttackResult:
         """The value is mean answer probability (exp of the mean log p, eos included) at the layer where it is highest.
 
         Curves (x = layer, 0 the embeddings, the last the model's output) of this probability, of the share of answer
@@ -45,6 +36,7 @@ class LogitLens:
         Raises:
             ConfigError: the model has no final norm by a usual name, or returns no hidden states.
         """
+        model, tokenizer, template = target
         watch = Stopwatch()
         items = [encode_qa(tokenizer, template, item.question, item.answer, max_length=UNCUT) for item in data.forget]
         lens = Lens(model)
@@ -114,16 +106,7 @@ class LinearProbe:
         check(self.folds, lambda folds: folds >= 2, "folds must be at least 2")
         check(self.strength, lambda strength: strength > 0, "strength must be positive")
 
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: AttackData,
-        template: QATemplate,
-        *,
-        seed: int,
-        progress: Report | None = None,
-    ) -> AttackResult:
+    def run(self, target: Target, data: AttackData, *, seed: int, progress: Report | None = None) -> AttackResult:
         """The value is the mean over questions of the AUC of right against wrong answers, from questions left out.
 
         0.5: the layers do not tell. Each fold uses the layer that is best on the other folds, so that choosing among
@@ -135,6 +118,7 @@ class LinearProbe:
         Raises:
             DataError: no question has perturbed answers, or fewer than two per fold on average have.
         """
+        model, tokenizer, template = target
         watch = Stopwatch()
         items = [item for item in data.forget if item.perturbed]
         if not items:

@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from negpo.data.io import read_jsonl
-from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError, DataError
-from negpo.eval.attacks.base import AttackData, AttackItem, AttackResult, Stopwatch, conclude, curve
+from negpo.eval.attacks.base import AttackData, AttackItem, AttackResult, Stopwatch, Target, conclude, curve
 from negpo.eval.attacks.measure import PROBABILITY, ROUGE, Ask, Asker, Row, check, not_finite, recover, settings_of
 from negpo.eval.scoring import Batching, Report
 
@@ -89,16 +87,7 @@ class Prompting:
         check(self.shots, lambda shots: shots >= 1, "shots must be at least 1")
         check(self.given, lambda shares: all(0 < share < 1 for share in shares), "given are shares between 0 and 1")
 
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: AttackData,
-        template: QATemplate,
-        *,
-        seed: int,
-        progress: Report | None = None,
-    ) -> AttackResult:
+    def run(self, target: Target, data: AttackData, *, seed: int, progress: Report | None = None) -> AttackResult:
         """The value is the mean over rows of ROUGE-L recall under the way that recovers most from that row.
 
         Every way's own means are measures named ``<way>:<measure>``. Ways with a prefix are not part of the worst case:
@@ -108,6 +97,7 @@ class Prompting:
             ConfigError: more shots than other rows; a translation of a row that is not there.
             DataError: a prompt exceeds the model's positions.
         """
+        model, tokenizer, template = target
         watch = Stopwatch()
         asker = Asker.for_model(model, tokenizer, template, self.max_new_tokens)
         ways = self.ways(asker, data, seed)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError
-from negpo.eval.attacks.base import AttackData, AttackResult, Stopwatch, conclude, private_copy
+from negpo.eval.attacks.base import AttackData, AttackResult, Stopwatch, Target, conclude, private_copy
 from negpo.eval.attacks.measure import PROBABILITY, ROUGE, Asker, check, not_finite, recover, settings_of
 from negpo.eval.attacks.nf4 import round_to_nf4
 from negpo.eval.scoring import Batching, Report
@@ -50,21 +49,13 @@ class Quantise:
     def name(self) -> str:
         return "quantise_nf4" if self.scheme == "nf4" else f"quantise_{self.bits}bit"
 
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: AttackData,
-        template: QATemplate,
-        *,
-        seed: int,
-        progress: Report | None = None,
-    ) -> AttackResult:
+    def run(self, target: Target, data: AttackData, *, seed: int, progress: Report | None = None) -> AttackResult:
         """Answers before and after rounding; the value is mean ROUGE-L recall after it.
 
         Raises:
             ConfigError: the model has no linear weight to round.
         """
+        model, tokenizer, template = target
         watch = Stopwatch()
         asker = Asker.for_model(model, tokenizer, template, self.max_new_tokens)
         asks = [asker.ask(item) for item in data.forget]

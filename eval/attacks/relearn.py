@@ -14,9 +14,18 @@ from typing import Any, Literal
 import torch
 
 from negpo.data.collate import pad_batch
-from negpo.data.qa import Item, QATemplate, encode_qa
+from negpo.data.qa import Item, encode_qa
 from negpo.errors import ConfigError, DataError
-from negpo.eval.attacks.base import AttackData, AttackItem, AttackResult, Stopwatch, conclude, curve, private_copy
+from negpo.eval.attacks.base import (
+    AttackData,
+    AttackItem,
+    AttackResult,
+    Stopwatch,
+    Target,
+    conclude,
+    curve,
+    private_copy,
+)
 from negpo.eval.attacks.measure import (
     PROBABILITY,
     ROUGE,
@@ -64,16 +73,7 @@ class Relearn:
     def name(self) -> str:
         return f"relearn_{self.source}"
 
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: AttackData,
-        template: QATemplate,
-        *,
-        seed: int,
-        progress: Report | None = None,
-    ) -> AttackResult:
+    def run(self, target: Target, data: AttackData, *, seed: int, progress: Report | None = None) -> AttackResult:
         """The value is mean answer probability of forget rows not fine-tuned on, after the step where it is highest.
 
         An attacker keeps the best checkpoint, so a model cannot hide behind a later one. Not ROUGE: fine-tuning teaches
@@ -85,6 +85,7 @@ class Relearn:
             ConfigError: ``k`` leaves no forget row to measure, or exceeds the retain rows.
             DataError: no retain rows; a row to be fine-tuned on has no paraphrase.
         """
+        model, tokenizer, template = target
         watch = Stopwatch()
         material = chosen(data, self.source, self.k, seed)
         pairs = [_pair(item, self.source) for item in material]

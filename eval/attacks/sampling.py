@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from negpo.data.collate import pad_batch
-from negpo.data.qa import QATemplate
-from negpo.eval.attacks.base import AttackData, AttackResult, Stopwatch, conclude, curve
+from negpo.eval.attacks.base import AttackData, AttackResult, Stopwatch, Target, conclude, curve
 from negpo.eval.attacks.measure import PROBABILITY, ROUGE, Ask, Asker, check, not_finite, probability, settings_of
 from negpo.eval.metrics import rouge_recall
 from negpo.eval.scoring import Batching, Report, counting, decode, pad_token
@@ -42,16 +41,7 @@ class Sample:
         check(self.temperature, lambda temperature: temperature > 0, "temperature must be positive")
         check(self.max_rows, lambda rows: rows >= 1, "max_rows must be at least 1")
 
-    def run(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: AttackData,
-        template: QATemplate,
-        *,
-        seed: int,
-        progress: Report | None = None,
-    ) -> AttackResult:
+    def run(self, target: Target, data: AttackData, *, seed: int, progress: Report | None = None) -> AttackResult:
         """The value is mean ROUGE-L recall of the best of n samples; the curve gives the best of k = 1 … n.
 
         Also at this temperature: ``answer_probability``, exp(mean log p) over the answer's tokens;
@@ -61,6 +51,7 @@ class Sample:
         Raises:
             EngineError: a generation ran into logits that are not finite, or out of memory.
         """
+        model, tokenizer, template = target
         watch = Stopwatch()
         asker = Asker.for_model(model, tokenizer, template, self.max_new_tokens)
         asks = [asker.ask(item) for item in data.forget]

@@ -9,7 +9,7 @@ import numpy as np
 
 from negpo.data.qa import QATemplate
 from negpo.errors import NegpoError
-from negpo.eval.attacks import ATTACKS, Attack, AttackData, AttackResult, make_attack
+from negpo.eval.attacks import ATTACKS, Attack, AttackData, AttackResult, Target, make_attack
 from negpo.eval.audit.lines import LineKind
 from negpo.eval.audit.resampling import Counts, Estimate, Resampler
 from negpo.eval.audit.settings import AuditSettings
@@ -46,7 +46,7 @@ def attack_or_reason(
 ) -> dict[str, Any]:
     """The attack's result as JSON; where the data lacks what it needs, ``{"reason": …}``, so that the rest goes on."""
     try:
-        return attack.run(model, tokenizer, data, template, seed=seed).to_json()
+        return attack.run(Target(model, tokenizer, template), data, seed=seed).to_json()
     except NegpoError as error:
         return {"reason": str(error)}
 

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from negpo.data.qa import QATemplate, encode_qa
-from negpo.eval.attacks import AttackData, AttackItem, make_attack
+from negpo.eval.attacks import AttackData, AttackItem, Target, make_attack
 from negpo.eval.scoring import Batching
 
 NAMES = ("Ada", "Bo", "Cy", "Dag", "Eve", "Fay", "Gus", "Hal")
@@ -96,7 +96,7 @@ def run(tiny_tokenizer, attacked, template, small):
 
     def attack(name, model, data=attacked, progress=None, **settings):
         made = make_attack(name, **{**small[name], **settings})
-        return made.run(model, tiny_tokenizer, data, template, seed=0, progress=progress)
+        return made.run(Target(model, tiny_tokenizer, template), data, seed=0, progress=progress)
 
     return attack
 
