@@ -6,16 +6,16 @@ float32; here batches have explicit masks, so that results do not depend on them
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from negpo.data.qa import QATemplate
 from negpo.errors import ConfigError, DataError
-from negpo.eval.manifest import build_manifest
+from negpo.eval.harness import HarnessRun, HarnessSettings, generation_settings, identity, model_name
 from negpo.eval.mia import Scores, attack_scores
 from negpo.eval.muse_data import TEXTS, MuseData, load_muse
-from negpo.eval.muse_items import KNOWMEM_STOPS, MODES, Encoder, Mode, Scored, check_context
+from negpo.eval.muse_items import KNOWMEM_STOPS, MODES, Encoder, Scored, check_context
 from negpo.eval.muse_metrics import (
     SHARES,
     RetainAuc,
@@ -27,24 +27,14 @@ from negpo.eval.muse_metrics import (
     original_scores,
 )
 from negpo.eval.result import EvalResult
-from negpo.eval.scoring import (
-    Batching,
-    ItemStore,
-    Report,
-    counting,
-    decode,
-    generate_texts,
-    generation_config,
-    pad_token,
-    score_items,
-)
+from negpo.eval.scoring import Report, counting, decode
 from negpo.models import check_vocabulary
 
 __all__ = ["MuseData", "MuseResult", "MuseSettings", "RetainAuc", "evaluate_muse", "load_muse"]
 
 
 @dataclass(frozen=True)
-class MuseSettings:
+class MuseSettings(HarnessSettings):
     """What is measured.
 
     mode: whose definitions. generate: without it there is no VerbMem and no KnowMem. limit: rows per set, the first
@@ -53,23 +43,13 @@ class MuseSettings:
     model; the original always writes "Question: …", "Answer: …".
     """
 
-    mode: Mode = "open-unlearning"
-    generate: bool = True
-    limit: int | None = None
     max_length: int = 2048
-    mia_k: float = 0.4
-    template: QATemplate | None = None
-    batching: Batching = field(default_factory=Batching)
+    modes: ClassVar[Sequence[str]] = MODES
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit={self.limit} must be at least 1 row")
+        super().__post_init__()
         if self.max_length < 2:
             raise ConfigError(f"max_length={self.max_length} leaves no token to score; give at least 2")
-        if not 0 < self.mia_k <= 1:
-            raise ConfigError(f"mia_k={self.mia_k} is a share of the tokens: above 0, at most 1")
 
     @property
     def original(self) -> bool:
@@ -117,21 +97,10 @@ def evaluate_muse(
     ):
         if own != other:
             raise ConfigError(f"the retain model's AUC has {what} {own!r}, this evaluation uses {other!r}")
-    data = data.first(settings.limit)
-    name = name or str(getattr(model.config, "_name_or_path", ""))
+    data, name = data.first(settings.limit), model_name(model, name)
     template = QATemplate() if settings.original else QATemplate.choose(name, tokenizer, settings.template)
     encoder = Encoder(tokenizer, template, settings.mode, settings.max_length)
-    manifest = build_manifest(
-        model,
-        tokenizer,
-        benchmark="muse",
-        settings=_identity(settings, encoder, model),
-        data=data.describe(),
-        template=template,
-        name=name or None,
-    )
-    store = ItemStore(Path(out_dir) / "items.jsonl" if out_dir else None, manifest["hash"])
-    run = _Run(model, encoder, data, settings, store, report)
+    run = _Run(model, encoder, data, settings, name, out_dir, report)
 
     run.score()
     if settings.generate:
@@ -139,18 +108,22 @@ def evaluate_muse(
     summary = run.summarise(retain)
     if data.empty:
         summary.details["empty_rows"] = data.empty
-    result = MuseResult(summary.metrics, summary.missing, summary.details, run.per_item(), manifest)
-    if out_dir is not None:
-        result.save(out_dir)
-    return result
+    return run.finish(MuseResult(summary.metrics, summary.missing, summary.details, run.per_item(), run.manifest))
 
 
-class _Run:
-    """The model's side of one evaluation, collected into rows by set."""
+class _Run(HarnessRun):
+    """Token statistics, greedy continuations and attack scores of one model."""
 
-    def __init__(self, model: Any, encoder: Encoder, data: MuseData, settings: MuseSettings, store, report) -> None:
-        self.model, self.encoder, self.data, self.settings = model, encoder, data, settings
-        self.store, self.report = store, report
+    settings: MuseSettings
+
+    def __init__(self, model: Any, encoder: Encoder, data: MuseData, settings: MuseSettings, name, out_dir, report):
+        names = ("mode", "generate", "limit") + (() if settings.original else ("max_length", "mia_k"))
+        # each prompt has its own limit
+        generation = generation_settings(model, encoder.tokenizer, 0, without=("max_new_tokens",))
+        values = identity(settings, names, encoder.template, generation)
+        options = {"data": data, "identity": values, "template": encoder.template, "name": name}
+        super().__init__("muse", model, encoder.tokenizer, settings, **options, out_dir=out_dir, report=report)
+        self.encoder, self.data = encoder, data
         self.prompts = encoder.prompts(data) if settings.generate else []
         self.scored = list(encoder.scored(data))
         _refuse_too_short(self.scored, data.source)
@@ -168,16 +141,10 @@ class _Run:
     def score(self) -> None:
         """Losses and token statistics of all texts, into their rows."""
         original = self.settings.original
-        results = score_items(
-            self.model,
+        results = self.losses(
             [entry.item for entry in self.scored],
-            pad_token(self.encoder.tokenizer, self.model),
             detailed=[not original] * len(self.scored),
-            k=self.settings.mia_k,
             shares=SHARES if original else (),
-            batching=self.settings.batching,
-            store=self.store,
-            progress=counting(self.report, "scoring", len(self.scored)),
         )
         for entry, result in zip(self.scored, results, strict=True):
             row = self.rows[entry.set][entry.row]
@@ -188,16 +155,7 @@ class _Run:
         progress = counting(self.report, "generating", len(self.prompts))
         for verbmem in (True, False):
             prompts = [prompt for prompt in self.prompts if (prompt.set == "verbmem") == verbmem]
-            texts = generate_texts(
-                self.model,
-                self.encoder.tokenizer,
-                [prompt.ids for prompt in prompts],
-                max_new_tokens=[prompt.max_new_tokens for prompt in prompts],
-                stop_words=() if verbmem else KNOWMEM_STOPS,
-                batching=self.settings.batching,
-                store=self.store,
-                progress=progress,
-            )
+            texts = self.texts(prompts, progress, stop_words=() if verbmem else KNOWMEM_STOPS)
             for prompt, text in zip(prompts, texts, strict=True):
                 self.rows[prompt.set][prompt.row] |= {"generation": text, "ground_truth": prompt.truth}
 
@@ -209,9 +167,6 @@ class _Run:
         add = add_original_privleak if original else add_privleak
         add(summary, scores, self.rows, self.data, retain)
         return summary
-
-    def per_item(self) -> list[dict[str, Any]]:
-        return [row for rows in self.rows.values() for row in rows]
 
     def _attacks(self, name: str) -> Scores:
         if self.settings.original:
@@ -227,16 +182,3 @@ def _refuse_too_short(scored: Sequence[Scored], source: str) -> None:
     for entry in scored:
         if len(entry.item["input_ids"]) < 2:
             raise DataError("one token is too short to be scored", file=f"{source} ({entry.set})", row=entry.row)
-
-
-def _identity(settings: MuseSettings, encoder: Encoder, model: Any) -> dict[str, Any]:
-    """The settings that change results, in full, for the manifest."""
-    values = {key: getattr(settings, key) for key in ("mode", "generate", "limit")}
-    if not settings.original:
-        values |= {"max_length": settings.max_length, "mia_k": settings.mia_k}
-    values |= {"template": asdict(encoder.template), "compat": settings.batching.compat}
-    if settings.generate:
-        config = generation_config(model, encoder.tokenizer, 0).to_diff_dict()
-        skip = ("transformers_version", "max_new_tokens")  # each prompt has its own limit
-        values["generation"] = {key: value for key, value in config.items() if key not in skip}
-    return values

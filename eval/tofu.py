@@ -5,30 +5,19 @@ their per-row results. Works on a live model too, e.g. inside a training callbac
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from negpo.data.qa import QATemplate, labelled_ids
 from negpo.errors import ConfigError
-from negpo.eval.manifest import build_manifest
+from negpo.eval.harness import HarnessRun, HarnessSettings, generation_settings, identity, model_name
 from negpo.eval.mia import Scores, attack_scores, gradient_norms
 from negpo.eval.result import EvalResult
 from negpo.eval.retain_log import RetainLog
-from negpo.eval.scoring import (
-    Batching,
-    ItemStore,
-    Progress,
-    Report,
-    counting,
-    decode,
-    generate_texts,
-    generation_config,
-    pad_token,
-    score_items,
-)
+from negpo.eval.scoring import Report, decode
 from negpo.eval.tofu_data import TofuData, load_tofu
-from negpo.eval.tofu_items import MAX_LENGTH, Answer, Encoder, Mode, row_id
+from negpo.eval.tofu_items import MAX_LENGTH, Answer, Encoder, row_id
 from negpo.eval.tofu_metrics import (
     MEMBERSHIP,
     add_forget_quality,
@@ -46,7 +35,7 @@ ORIGINAL_ROWS = 300  # the original evaluator scores at most this many rows of a
 
 
 @dataclass(frozen=True)
-class TofuSettings:
+class TofuSettings(HarnessSettings):
     """What is measured.
 
     mode: whose definitions and item building. generate: without it there is no ROUGE and no model utility. limit: rows
@@ -55,24 +44,11 @@ class TofuSettings:
     Min-K%. gradnorm: also the gradient-norm attack, one backward pass per row. template: None finds it from the model.
     """
 
-    mode: Mode = "open-unlearning"
-    generate: bool = True
-    limit: int | None = None
     max_length: int | None = None
     max_new_tokens: int = 200
     question_key: str = "question"
-    mia_k: float = 0.4
     gradnorm: bool = False
-    template: QATemplate | None = None
-    batching: Batching = field(default_factory=Batching)
-
-    def __post_init__(self) -> None:
-        if self.mode not in MAX_LENGTH:
-            raise ConfigError(f"mode={self.mode!r} is not one of {', '.join(MAX_LENGTH)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit={self.limit} must be at least 1 row")
-        if not 0 < self.mia_k <= 1:
-            raise ConfigError(f"mia_k={self.mia_k} is a share of the tokens: above 0, at most 1")
+    modes: ClassVar[Sequence[str]] = tuple(MAX_LENGTH)
 
     @property
     def row_limit(self) -> int | None:
@@ -120,25 +96,11 @@ def evaluate_tofu(
     settings = settings or TofuSettings()
     if retain_log is not None:
         retain_log.check(data.forget, settings.mode)
-    data = data.first(settings.row_limit)
-    if not name:
-        stored: str = getattr(model.config, "_name_or_path", "")
-        name = stored
+    data, name = data.first(settings.row_limit), model_name(model, name)
     template = QATemplate.choose(name, tokenizer, settings.template)
     length = settings.max_length or MAX_LENGTH[settings.mode]
     encoder = Encoder(tokenizer, template, settings.mode, length, settings.max_new_tokens, settings.question_key)
-    identity = _identity(settings, encoder, model)
-    manifest = build_manifest(
-        model,
-        tokenizer,
-        benchmark="tofu",
-        settings=identity,
-        data=data.describe(),
-        template=template,
-        name=name or None,
-    )
-    store = ItemStore(Path(out_dir) / "items.jsonl" if out_dir else None, manifest["hash"])
-    run = _Run(model, encoder, data, settings, store, report)
+    run = _Run(model, encoder, data, settings, name, out_dir, report)
 
     run.score()
     if settings.generate:
@@ -153,18 +115,23 @@ def evaluate_tofu(
         forget, holdout = (run.attacks(part, reference_model) for part in ("forget", "holdout"))
         add_membership(summary, forget, holdout, retain_log)
     retain = None if ratios is None else as_retain_log(summary, settings.mode, data.forget, ratios, ids)
-    result = TofuResult(summary.metrics, summary.missing, summary.details, run.per_item(), manifest, retain)
-    if out_dir is not None:
-        result.save(out_dir)
-    return result
+    return run.finish(
+        TofuResult(summary.metrics, summary.missing, summary.details, run.per_item(), run.manifest, retain)
+    )
 
 
-class _Run:
-    """The model's side of one evaluation: scoring, generation and attack scores, collected into rows by set."""
+class _Run(HarnessRun):
+    """Losses, greedy answers and attack scores of one model."""
 
-    def __init__(self, model: Any, encoder: Encoder, data: TofuData, settings: TofuSettings, store, report) -> None:
-        self.model, self.encoder, self.data, self.settings = model, encoder, data, settings
-        self.store, self.report = store, report
+    settings: TofuSettings
+
+    def __init__(self, model: Any, encoder: Encoder, data: TofuData, settings: TofuSettings, name, out_dir, report):
+        names = ("mode", "generate", "limit", "question_key", "mia_k", "gradnorm")
+        generation = generation_settings(model, encoder.tokenizer, settings.max_new_tokens) if settings.generate else {}
+        values = identity(settings, names, encoder.template, generation) | {"max_length": encoder.max_length}
+        options = {"data": data, "identity": values, "template": encoder.template, "name": name}
+        super().__init__("tofu", model, encoder.tokenizer, settings, **options, out_dir=out_dir, report=report)
+        self.encoder, self.data = encoder, data
         self.answers = encoder.answers(data)
         check_vocabulary(model, (answer.item["input_ids"] for answer in self.answers))
         self.results: list[dict[str, Any]] = []
@@ -172,22 +139,13 @@ class _Run:
 
     def score(self) -> None:
         """Losses of all answers, into ``nll``, ``paraphrase_nll`` and ``perturbed_nll`` of their rows."""
-        self.results = self._score(self.model, self.answers, "model", [a.detailed for a in self.answers])
+        self.results = self._score(self.answers, name="model", detailed=[a.detailed for a in self.answers])
         add_losses(self.rows, self.answers, self.results)
 
     def generate(self) -> None:
         """Greedy answers to all questions and their ROUGE values."""
         prompts = self.encoder.prompts(self.data)
-        texts = generate_texts(
-            self.model,
-            self.encoder.tokenizer,
-            [prompt.ids for prompt in prompts],
-            max_new_tokens=[prompt.max_new_tokens for prompt in prompts],
-            batching=self.settings.batching,
-            store=self.store,
-            progress=self._stage("generating", len(prompts)),
-        )
-        add_generations(self.rows, prompts, texts)
+        add_generations(self.rows, prompts, self.texts(prompts))
 
     def no_membership(self) -> str | None:
         """Why membership inference is not possible, or None."""
@@ -203,43 +161,11 @@ class _Run:
         losses = None
         if reference_model is not None:
             work = f"reference {hash_model(reference_model)}"
-            losses = [float(row["nll"]) for row in self._score(reference_model, answers, work)]
+            losses = [float(row["nll"]) for row in self._score(answers, model=reference_model, name=work)]
         scores = attack_scores([self.results[i] for i in chosen], texts, reference=losses)
         if self.settings.gradnorm:
             scores["gradnorm"] = gradient_norms(self.model, [answer.item for answer in answers])
         return scores
 
-    def per_item(self) -> list[dict[str, Any]]:
-        return [row for rows in self.rows.values() for row in rows]
-
-    def _score(
-        self, model: Any, answers: Sequence[Answer], work: str, detailed: Sequence[bool] | None = None
-    ) -> list[dict[str, Any]]:
-        return score_items(
-            model,
-            [answer.item for answer in answers],
-            pad_token(self.encoder.tokenizer, model),
-            detailed=detailed,
-            k=self.settings.mia_k,
-            batching=self.settings.batching,
-            store=self.store,
-            name=work,
-            progress=self._stage("scoring", len(answers)),
-        )
-
-    def _stage(self, stage: str, total: int) -> Progress | None:
-        return counting(self.report, stage, total)
-
-
-def _identity(settings: TofuSettings, encoder: Encoder, model: Any) -> dict[str, Any]:
-    """The settings that change results, in full, for the manifest."""
-    values = {key: getattr(settings, key) for key in ("mode", "generate", "limit", "question_key", "mia_k", "gradnorm")}
-    values |= {
-        "max_length": encoder.max_length,
-        "template": asdict(encoder.template),
-        "compat": settings.batching.compat,
-    }
-    if settings.generate:
-        config = generation_config(model, encoder.tokenizer, settings.max_new_tokens).to_diff_dict()
-        values["generation"] = {key: value for key, value in config.items() if key != "transformers_version"}
-    return values
+    def _score(self, answers: Sequence[Answer], **options: Any) -> list[dict[str, Any]]:
+        return self.losses([answer.item for answer in answers], **options)
