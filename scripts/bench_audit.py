@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _bench import add_out, reporting, reset_peak, resident
 from bench_eval import SeparatePasses, mean_loss, random_model, synthetic_tofu, token_logprobs, train_tokenizer
-from bench_logprobs import resident
 
 from negpo.data.qa import QATemplate
 from negpo.eval import metrics as m
@@ -47,9 +47,10 @@ def main() -> None:
         print(json.dumps({"mib": peak_growth(args)}))
         return
     warnings.filterwarnings("ignore", message="the prompt's token ids")  # both sides treat that border alike
-    print_times(args)
-    print()
-    print_memory(args)
+    with reporting(args.out):
+        print_times(args)
+        print()
+        print_memory(args)
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,6 +64,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--memory-tokens", type=int, default=2048)
     parser.add_argument("--memory-of", choices=("tiled", "full"), help=argparse.SUPPRESS)  # the child process
     parser.add_argument("--seed", type=int, default=0)
+    add_out(parser)
     return parser.parse_args()
 
 
@@ -182,7 +184,7 @@ def peak_growth(args: argparse.Namespace) -> float:
     work(model, torch.randint(args.memory_vocab, (1, 8)))  # what a first call allocates for good
     ids = torch.randint(args.memory_vocab, (1, args.memory_tokens + 1))
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
+    reset_peak()
     work(model, ids)
     return (resident("VmHWM") - before) / MIB
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from _bench import add_out, reporting
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from negpo.data.collate import pad_batch
@@ -32,6 +33,11 @@ SETS = {"forget": ("forget", 5), "retain": ("retain", 5), "real_authors": ("ra",
 
 def main() -> None:
     args = parse_args()
+    with reporting(args.out):
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", message="the prompt's token ids")  # both sides treat that border alike
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
@@ -76,6 +82,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-rows", type=int, default=128, help="of the shared pass")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="of the shared pass")
     parser.add_argument("--seed", type=int, default=0)
+    add_out(parser)
     return parser.parse_args()
 
 

@@ -23,15 +23,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _bench import add_out, machine, reporting, reset_peak, resident
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -111,21 +110,13 @@ class Step:
         return 4 * (self.hidden.numel() + (self.weight.numel() if self.weight.requires_grad else 0))
 
 
-def resident(field: str) -> int:
-    """Bytes in ``VmRSS`` (now) or ``VmHWM`` (peak) of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only")
-
-
 def measure_memory(args: argparse.Namespace, name: str) -> dict[str, float]:
     """Runs in a fresh process: growth of the resident peak during one step."""
     tiny = argparse.Namespace(**{**vars(args), "vocab": 1000})
     Step(tiny, 1, 16).run(name)
     step = Step(args, args.batch, args.length)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
+    reset_peak()
     before = resident("VmRSS")
     step.run(name)
     return {"peak": resident("VmHWM") - before, "gradients": step.gradient_bytes()}
@@ -196,11 +187,6 @@ def report(args: argparse.Namespace) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.processor()
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=151_936)
@@ -213,7 +199,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-tokens", type=int, nargs="*", default=[2048, 4096, 8192])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--out", type=Path, help="also write the table here")
+    add_out(parser)
     parser.add_argument("--measure-memory", choices=list(VARIANTS), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -225,9 +211,8 @@ def main() -> None:
         print(json.dumps(measure_memory(args, args.measure_memory)))
         return
     text = report(args)
-    print(text, end="")
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    with reporting(args.out):
+        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -24,19 +24,18 @@ import copy
 import gc
 import json
 import logging
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 import transformers
 import trl
+from _bench import add_out, machine, reporting, reset_peak, resident
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from negpo.trainers import D2OConfig, D2OTrainer, DPOConfig, DPOTrainer, REDIConfig, REDITrainer
@@ -134,14 +133,6 @@ class Step:
         return time.perf_counter() - start
 
 
-def resident(field: str) -> int:
-    """Bytes in ``VmRSS`` (now) or ``VmHWM`` (peak) of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only")
-
-
 def measure_memory(args: argparse.Namespace, name: str) -> dict[str, int]:
     """Runs in a fresh process: growth of the resident peak from the loaded policy through one step.
 
@@ -157,7 +148,7 @@ def measure_memory(args: argparse.Namespace, name: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         step = Step(args, policy, name, folder)
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
+        reset_peak()
         step.run()
         peak = resident("VmHWM")
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in policy.parameters() if p.grad is not None)
@@ -226,11 +217,6 @@ def report(args: argparse.Namespace) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.processor()
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=151_936)
@@ -242,7 +228,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=64, help="most tokens of an answer")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="also write the table here")
+    add_out(parser)
     parser.add_argument("--measure-memory", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -256,9 +242,8 @@ def main() -> None:
         print(json.dumps(measure_memory(args, args.measure_memory)))
         return
     text = report(args)
-    print(text, end="")
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    with reporting(args.out):
+        print(text, end="")
 
 
 if __name__ == "__main__":

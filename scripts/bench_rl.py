@@ -25,6 +25,8 @@ import tempfile
 import time
 import warnings
 
+from _bench import add_out, reporting, resident
+
 SIZES = {"vocab": 8192, "hidden": 64, "layers": 2, "rows": 64, "micro-batch": 8, "mean-length": 48, "limit": 192}
 UPDATES, GROUP = 4, 8
 
@@ -34,6 +36,11 @@ def main() -> None:
     if args.child:
         print(json.dumps(child(args)))
         return
+    with reporting(args.out):
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
     cases = [("nsr", accuracy) for accuracy in (0.3, 0.5, 0.7)] + [("grpo", 0.5)]
     sizes = ", ".join(f"{name} {getattr(args, name.replace('-', '_'))}" for name in SIZES)
     print(f"{sizes}; {UPDATES} optimiser steps per rollout, groups of {GROUP}, device {args.device}")
@@ -62,6 +69,7 @@ def parse_args() -> argparse.Namespace:
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a busy machine"
     )
     parser.add_argument("--seed", type=int, default=0)
+    add_out(parser)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--side", default="negpo", help=argparse.SUPPRESS)
     parser.add_argument("--method", default="nsr", help=argparse.SUPPRESS)
@@ -93,7 +101,7 @@ def child(args: argparse.Namespace) -> dict[str, float]:
     clock = make_clock(time.process_time if args.clock == "cpu" else time.perf_counter)
     with tempfile.TemporaryDirectory() as folder:
         trainer = (trl_trainer if args.side == "trl" else negpo_trainer)(args, folder, clock)
-        before = resident_mib()
+        before = resident("VmRSS") / 2**20
         trainer.train()
     times = clock.times
     seconds = (times[-1] - times[UPDATES - 1]) / (args.rollouts - 1)
@@ -115,11 +123,6 @@ def make_clock(now):
             self.times.append(now())
 
     return Clock()
-
-
-def resident_mib() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def completions(args: argparse.Namespace) -> list[list[int]]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from _bench import add_out, reporting
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from negpo.rollout import RolloutEngine, Sampling, make_engine
@@ -38,10 +39,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="the fastest counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--sync-updates", type=int, default=0, metavar="N", help="verify N syncs instead of timing")
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for line in sync_table(args) if args.sync_updates else speed_table(args):
-        print(line, flush=True)
+    with reporting(args.out):
+        for line in sync_table(args) if args.sync_updates else speed_table(args):
+            print(line, flush=True)
 
 
 def build(args: argparse.Namespace, *, tied: bool = True) -> PreTrainedModel:

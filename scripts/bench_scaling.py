@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from _bench import add_out, machine, reporting
 
 MIB = 2**20
 SIZES = ((128, 2), (192, 3), (256, 4), (384, 6))  # hidden, layers
@@ -61,9 +62,8 @@ def main() -> None:
         print(f"{len(rows)} points, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     peak_flops = device_flops()
     text = report(rows, grid, peak_flops, time.perf_counter() - started)
-    print(text, end="")
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    with reporting(args.out):
+        print(text, end="")
     if args.save_mfu:
         speeds = [reference(rows, method).speed for method in ("npo", "nsr")]
         values = {"flops": peak_flops, "utilisation": min(1.0, sum(speeds) / len(speeds) / peak_flops)}
@@ -73,7 +73,7 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="two points per method")
-    parser.add_argument("--out", type=Path, help="also write the tables here (Markdown)")
+    add_out(parser)
     parser.add_argument("--save-mfu", type=Path, help="file for negpo plan --measured-mfu")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -296,12 +296,6 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> str:
 
 def local(x: Sequence[float], y: Sequence[float]) -> str:
     return ", ".join(exponent(x[i : i + 2], y[i : i + 2]) for i in range(len(x) - 1))
-
-
-def machine() -> str:
-    path = Path("/proc/cpuinfo")
-    names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import argparse
 import copy
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from _bench import add_out, machine, reporting, reset_peak, resident
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -165,14 +165,6 @@ def sequence_logps(model: Qwen2ForCausalLM, rows: dict[str, Tensor]) -> Tensor:
     return (logps * (labels != -100)).sum(-1)
 
 
-def resident(field: str) -> int:
-    """Bytes in ``VmRSS`` (now) or ``VmHWM`` (peak) of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only")
-
-
 def measure_memory(args: argparse.Namespace, name: str) -> dict[str, int]:
     """Runs in a fresh process: growth of the resident peak from the loaded policy through one step."""
     small = argparse.Namespace(**{**vars(args), "vocab": 1000, "batch": 1, "layers": 1})
@@ -180,7 +172,7 @@ def measure_memory(args: argparse.Namespace, name: str) -> dict[str, int]:
         Step(small, make_policy(small), [name], folder).run(name)  # library code and thread pools are in place
         policy = make_policy(args)
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present size
+        reset_peak()
         before = resident("VmRSS")
         Step(args, policy, [name], folder).run(name)
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in policy.parameters() if p.grad is not None)
@@ -271,11 +263,6 @@ def report(args: argparse.Namespace) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.processor()
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=151_936)
@@ -289,7 +276,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--retain", type=Path)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time")
-    parser.add_argument("--out", type=Path, help="also write the table here")
+    add_out(parser)
     parser.add_argument("--measure-memory", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.model and not (args.forget and args.retain):
@@ -304,9 +291,8 @@ def main() -> None:
         print(json.dumps(measure_memory(args, args.measure_memory)))
         return
     text = report_model(args) if args.model else report(args)
-    print(text, end="")
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    with reporting(args.out):
+        print(text, end="")
 
 
 if __name__ == "__main__":

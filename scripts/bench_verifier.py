@@ -28,6 +28,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from _bench import add_out, machine, reporting, resident
+
 Item = tuple[str, str, bool, bool]  # response, gold, should it be accepted, is it hostile
 
 
@@ -59,9 +61,8 @@ def main() -> None:
         ordinary = max(1, round(args.ordinary * repeats / args.repeats))
         results.append(in_own_process(name, ordinary, repeats, args))
     report = table(results, args)
-    print(report)
-    if args.out:
-        args.out.write_text(report + "\n", encoding="utf-8")
+    with reporting(args.out):
+        print(report)
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,7 +74,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fixture", type=Path, help="grader_verdicts.json: adds its rows of category 'adversarial'")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    add_out(parser)
     parser.add_argument("--only", choices=list(GRADERS), help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -168,7 +169,9 @@ def run_negpo(items: list[Item], args: argparse.Namespace) -> Result:
             own.append(time.perf_counter() - begun)
         verdicts = [future.result() for future in futures]
         result.seconds = time.perf_counter() - started
-        result.memory_mib = peak_memory() + sum(peak_memory(pid) for pid in pool.worker_pids())
+        result.memory_mib = resident("VmHWM") / 2**20 + sum(
+            resident("VmHWM", pid) / 2**20 for pid in pool.worker_pids()
+        )
     result.done = len(items)
     result.longest_item = max([*own, *(verdict.seconds for verdict in verdicts)])
     result.ordinary_delay = max(finished[index] for index, item in enumerate(items) if not item[3])
@@ -220,7 +223,11 @@ def run_one_by_one(name: str, grade: Callable[[str, str], bool | None], items: l
         if not hostile:
             result.ordinary_delay = now - started
         outcomes.append(({True: "correct", False: "wrong", None: "unknown"}[verdict], accept))
-    result.done, result.seconds, result.memory_mib = len(outcomes), time.perf_counter() - started, peak_memory()
+    result.done, result.seconds, result.memory_mib = (
+        len(outcomes),
+        time.perf_counter() - started,
+        resident("VmHWM") / 2**20,
+    )
     result.verdicts = tally(outcomes)
     return result
 
@@ -239,14 +246,6 @@ def tally(outcomes) -> dict[str, int]:
                 else "false negative"
             ] += 1
     return dict(counts)
-
-
-def peak_memory(pid: int | str = "self") -> float:
-    """Peak resident size of a process in MiB (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return 0.0
 
 
 # -- output ------------------------------------------------------------------------------------------------------------
@@ -274,7 +273,7 @@ def in_own_process(name: str, ordinary: int, repeats: int, args: argparse.Namesp
 def table(results: list[Result], args: argparse.Namespace) -> str:
     lines = [
         f"{args.ordinary} ordinary answers, every hostile row x {args.repeats} (baselines x {args.baseline_repeats}); "
-        f"Python {platform.python_version()}, {platform.machine()}",
+        f"Python {platform.python_version()}, {machine()}",
         "",
         "| grader | items graded | total s | ms per item | largest delay of an ordinary answer, s | longest item, s "
         "| peak memory, MiB | right | false + | false - | unknown |",
