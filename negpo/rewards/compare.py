@@ -272,6 +272,9 @@ class Comparison:
         if len(right) > MAX_ITEMS:
             return None
         table = [[self.equal(g, p) for p in right] for g in left]
+        for g, row in zip(left, table, strict=True):
+            if sum(cell is not False for cell in row) < sum(self.equal(g, h) is True for h in left):
+                return False
         return conjunction(
             [disjunction(row) for row in table] + [disjunction(column) for column in zip(*table, strict=True)]
         )

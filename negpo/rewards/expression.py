@@ -232,7 +232,13 @@ class _Parser:
             scaled = self.scientific(value)
             if scaled is not None:
                 return scaled
-        return Node("add", (number(value), self.fraction_part())) if self.is_mixed(value) else number(value)
+        if not self.is_mixed(value):
+            return number(value)
+        part = self.fraction_part()
+        top, bottom = (arg.value for arg in part.args)
+        if not top < bottom:
+            raise AnswerError(f"{text} in front of {top}/{bottom} is neither a mixed number nor a plain product")
+        return Node("add", (number(value), part))
 
     def repeating(self, text: str) -> Fraction:
         r"""0.1\overline{6} and 0.\overline{3}: the barred digits repeat for ever."""
@@ -266,7 +272,7 @@ class _Parser:
         return number(value * Fraction(10) ** int(sign + digits.value))
 
     def is_mixed(self, value: Fraction) -> bool:
-        """A whole number directly followed by a proper fraction of whole numbers is a mixed number."""
+        """A whole number directly followed by a fraction of whole numbers."""
         if value.denominator != 1 or "." in self.tokens[self.position - 1].value:
             return False
         saved = self.position
@@ -277,7 +283,7 @@ class _Parser:
         finally:
             self.position = saved
         top, bottom = (arg.value for arg in part.args)
-        return isinstance(top, Fraction) and isinstance(bottom, Fraction) and 0 < top < bottom
+        return isinstance(top, Fraction) and isinstance(bottom, Fraction) and top > 0
 
     def fraction_part(self) -> Node:
         if self.take("frac"):
@@ -295,7 +301,13 @@ class _Parser:
             name += "'"
         if name in {"e", "i"}:
             return Node("const", value=name)
-        return self.unknown_function(name) if name[0] in "fgh" else Node("sym", value=name)
+        if name[0] in "fgh" or self.at_zero_group():
+            return self.unknown_function(name)
+        return Node("sym", value=name)
+
+    def at_zero_group(self) -> bool:
+        """Whether ``(0)`` follows at once: I(0) is a value of I. Read as a product it would make everything zero."""
+        return [self.peek(i).value for i in range(3)] == ["(", "0", ")"] and not self.peek().space
 
     def unknown_function(self, name: str) -> Node:
         """An unknown function stands for itself: f(2) is a name, not f times 2."""

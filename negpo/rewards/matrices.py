@@ -166,8 +166,8 @@ def _suffix(tokens: list[Token]) -> tuple[bool, Node | None]:
 def _entries(answer: Answer) -> list[list[Node]] | None:
     if isinstance(answer, Matrix):
         rows = [list(row) for row in answer.rows]
-    elif isinstance(answer, Bracketed):
-        rows = [[item] for item in answer.items]
+    elif isinstance(answer, Bracketed) and answer.left + answer.right in ("()", "[]"):
+        rows = [[item] for item in answer.items]  # any other pair is an interval
     else:
         return None
     nodes = [[cell.node if isinstance(cell, Value) and not cell.unit else None for cell in row] for row in rows]

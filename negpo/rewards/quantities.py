@@ -31,12 +31,24 @@ def text_key(tokens: Sequence[Token]) -> str:
     """Letters, digits and signs of a text in lower case, without a leading article and without the ending of ordinal
     numbers ("June 20th").
     """
-    words = [token for token in tokens if token.value not in _PUNCTUATION]
+    kept = "()[]" if _half_open(tokens) else ""
+    words = [token for token in tokens if token.value not in _PUNCTUATION or token.value in (*kept,)]
     if len(words) > 1 and words[0].kind == "word" and words[0].value.lower() in {"the", "a", "an"}:
         words = words[1:]
     joined = "\x1f".join(token.value.lower() for token in words)
     joined = re.sub(r"(?<=\d)\x1f(?:st|nd|rd|th|s\x1ft|n\x1fd|r\x1fd|t\x1fh)(?=\x1f|$)", "", joined)
     return joined.replace("\x1f", "")
+
+
+def _half_open(tokens: Sequence[Token]) -> bool:
+    """Whether brackets of different kinds belong together, as in t(0,4]: then they say something."""
+    waiting: list[str] = []
+    for value in (token.value for token in tokens):
+        if value in ("(", "["):
+            waiting.append(value)
+        elif value in (")", "]") and (not waiting or waiting.pop() + value not in ("()", "[]")):
+            return True
+    return bool(waiting)
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -328,6 +328,8 @@ def _relation(tokens: list[Token]) -> Answer | None:
     if any(not side for side in sides):
         raise AnswerError(f"a side of '{render(tokens)[:60]}' is empty")
     if ops == ["in"]:
+        if any(token.kind == "num" or token.value in {"-", "+"} for token in sides[0]):
+            raise AnswerError(f"'{render(sides[0])[:60]}' is not a name whose set could be given")
         return parse_tokens(sides[1])
     return Relation(tuple(parse_tokens(side) for side in sides), tuple(ops))
 
