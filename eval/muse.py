@@ -15,7 +15,7 @@ from negpo.errors import ConfigError, DataError
 from negpo.eval.harness import HarnessRun, HarnessSettings, generation_settings, identity, model_name
 from negpo.eval.mia import Scores, attack_scores
 from negpo.eval.muse_data import TEXTS, MuseData, load_muse
-from negpo.eval.muse_items import KNOWMEM_STOPS, MODES, Encoder, Scored, check_context
+from negpo.eval.muse_items import KNOWMEM_STOPS, MODES, Encoder, Mode, Scored, check_context
 from negpo.eval.muse_metrics import (
     SHARES,
     RetainAuc,
@@ -43,6 +43,7 @@ class MuseSettings(HarnessSettings):
     model; the original always writes "Question: …", "Answer: …".
     """
 
+    mode: Mode = "open-unlearning"
     max_length: int = 2048
     modes: ClassVar[Sequence[str]] = MODES
 

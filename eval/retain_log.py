@@ -20,7 +20,7 @@ class RetainLog:
     """Forget-set truth ratios (N,) of a model that never saw the forget set, and its membership-inference AUCs.
 
     ``row_ids`` name the rows (empty for published logs, which do not say); ``mode`` is the evaluation mode, since the
-    two modes define the ratio differently.
+    two modes define the ratio differently; ``template`` is the hash of how the questions were asked, "" where unknown.
     """
 
     mode: str
@@ -29,6 +29,7 @@ class RetainLog:
     aucs: dict[str, float] = field(default_factory=dict)
     row_ids: tuple[str, ...] = ()
     source: str = "computed"
+    template: str = ""
 
     def save(self, path: str | Path) -> Path:
         return atomic_write_json(path, {"kind": KIND, **vars(self)})
@@ -59,6 +60,16 @@ class RetainLog:
             if own != other:
                 raise ConfigError(f"the retain log {self.source} has {what} {own!r}, this evaluation uses {other!r}")
 
+    def other_template(self, template: str) -> str | None:
+        """What to say when this log's questions were asked in another template than ``template``; None: in the same,
+        or it is not known."""
+        if not self.template or self.template == template:
+            return None
+        return (
+            f"the retain log {self.source} was measured with another prompt template: what differs may be the template "
+            "and not what the models know. Measure the retain model again with --retain-model and the same --template"
+        )
+
     def ratios_for(self, row_ids: Sequence[str]) -> np.ndarray:
         """Truth ratios to compare with those of the rows ``row_ids``: of the same rows, where the log names its rows.
 
@@ -81,7 +92,8 @@ def _read(content: Any, source: str, forget: str) -> RetainLog:
     if content.get("kind") == KIND:
         ratios = tuple(float(value) for value in content["truth_ratio"])
         aucs = {name: float(value) for name, value in content["aucs"].items()}
-        return RetainLog(content["mode"], content["forget"], ratios, aucs, tuple(content["row_ids"]), source)
+        names, template = tuple(content["row_ids"]), str(content.get("template", ""))
+        return RetainLog(content["mode"], content["forget"], ratios, aucs, names, source, template)
     if "forget_truth_ratio" in content:
         return _read_open_unlearning(content, source, forget)
     if "eval_log_forget.json" in content:

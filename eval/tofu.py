@@ -17,7 +17,7 @@ from negpo.eval.result import EvalResult
 from negpo.eval.retain_log import RetainLog
 from negpo.eval.scoring import Report, decode
 from negpo.eval.tofu_data import TofuData, load_tofu
-from negpo.eval.tofu_items import MAX_LENGTH, Answer, Encoder, row_id
+from negpo.eval.tofu_items import MAX_LENGTH, Answer, Encoder, Mode, row_id
 from negpo.eval.tofu_metrics import (
     MEMBERSHIP,
     add_forget_quality,
@@ -44,6 +44,7 @@ class TofuSettings(HarnessSettings):
     Min-K%. gradnorm: also the gradient-norm attack, one backward pass per row. template: None finds it from the model.
     """
 
+    mode: Mode = "open-unlearning"
     max_length: int | None = None
     max_new_tokens: int = 200
     question_key: str = "question"
@@ -108,13 +109,17 @@ def evaluate_tofu(
     summary = summarise_rows(run.rows, settings.mode, data.absent, generated=settings.generate)
     ids = tuple(row_id(row) for row in data.sets["forget"])
     ratios = truth_ratios(run.rows["forget"], settings.mode)
-    add_forget_quality(summary, ratios, ids, retain_log)
+    add_forget_quality(summary, ratios, ids, retain_log, run.manifest["template_sha256"])
     if reason := run.no_membership():
         summary.missing |= dict.fromkeys(MEMBERSHIP, reason)
     else:
         forget, holdout = (run.attacks(part, reference_model) for part in ("forget", "holdout"))
         add_membership(summary, forget, holdout, retain_log)
-    retain = None if ratios is None else as_retain_log(summary, settings.mode, data.forget, ratios, ids)
+    retain = (
+        None
+        if ratios is None
+        else as_retain_log(summary, settings.mode, data.forget, ratios, ids, run.manifest["template_sha256"])
+    )
     return run.finish(
         TofuResult(summary.metrics, summary.missing, summary.details, run.per_item(), run.manifest, retain)
     )

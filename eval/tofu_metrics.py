@@ -4,6 +4,7 @@ Names are open-unlearning's. ``tofu-original`` uses the same names for its own f
 second, arithmetic model utility.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from negpo.eval.mia import Scores, attack_aucs, attack_details
 from negpo.eval.retain_log import RetainLog
 from negpo.eval.statistics import ks_test
 from negpo.eval.tofu_data import PREFIX
+
+logger = logging.getLogger(__name__)
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -65,9 +68,12 @@ def summarise_rows(rows: Rows, mode: str, absent: dict[str, str], *, generated: 
 
 
 def add_forget_quality(
-    summary: Summary, ratios: np.ndarray | None, row_ids: Sequence[str], log: RetainLog | None
+    summary: Summary, ratios: np.ndarray | None, row_ids: Sequence[str], log: RetainLog | None, template: str = ""
 ) -> None:
-    """Forget quality against the retain model's log, with distance, sizes, log p and the floor flag in the details."""
+    """Forget quality against the retain model's log, with distance, sizes, log p and the floor flag in the details.
+
+    ``template``: hash of this evaluation's; another one of the log is said in the details and as a warning.
+    """
     if ratios is None:
         summary.missing["forget_quality"] = summary.missing["forget_truth_ratio"]
     elif log is None:
@@ -76,6 +82,9 @@ def add_forget_quality(
         result = ks_test(ratios, log.ratios_for(row_ids))
         summary.metrics["forget_quality"] = result.p_value
         summary.details["forget_quality"] = {**asdict(result), "reference": log.source}
+        if template and (note := log.other_template(template)):
+            logger.warning(note)
+            summary.details["forget_quality"]["note"] = note
 
 
 def add_membership(summary: Summary, forget: Scores, holdout: Scores, log: RetainLog | None) -> None:
@@ -96,10 +105,12 @@ def add_membership(summary: Summary, forget: Scores, holdout: Scores, log: Retai
     }
 
 
-def as_retain_log(summary: Summary, mode: str, forget: str, ratios: np.ndarray, row_ids: tuple[str, ...]) -> RetainLog:
+def as_retain_log(
+    summary: Summary, mode: str, forget: str, ratios: np.ndarray, row_ids: tuple[str, ...], template: str = ""
+) -> RetainLog:
     """What other evaluations need of a retain model's."""
     aucs = {name.removeprefix("mia_"): value for name, value in summary.metrics.items() if name.startswith("mia_")}
-    return RetainLog(mode, forget, tuple(ratios.tolist()), aucs, row_ids)
+    return RetainLog(mode, forget, tuple(ratios.tolist()), aucs, row_ids, template=template)
 
 
 def truth_ratios(rows: list[dict[str, Any]], mode: str) -> np.ndarray | None:

@@ -235,8 +235,8 @@ class _Parser:
         if not self.is_mixed(value):
             return number(value)
         part = self.fraction_part()
-        top, bottom = (arg.value for arg in part.args)
-        if not top < bottom:
+        top, bottom = (Fraction(str(arg.value)) for arg in part.args)
+        if top >= bottom:
             raise AnswerError(f"{text} in front of {top}/{bottom} is neither a mixed number nor a plain product")
         return Node("add", (number(value), part))
 

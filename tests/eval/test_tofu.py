@@ -297,3 +297,13 @@ def test_the_real_files_load_with_their_published_counts(shared, forget):
     expected = {"forget01": 40, "forget05": 200, "forget10": 400}[forget]
     assert counts == {"forget": expected, "retain": 400, "real_authors": 100, "world_facts": 117}
     assert "no holdout" in data.absent["holdout"]
+
+
+def test_a_retain_log_of_another_template_is_said(model, tiny_tokenizer, data, log, caplog):
+    settings = TofuSettings(generate=False)
+    same = evaluate_tofu(model, tiny_tokenizer, data, settings, retain_log=log)
+    assert "note" not in same.details["forget_quality"]
+    other = TofuSettings(generate=False, template=QATemplate(user_start="Q: ", assistant_start="A: "))
+    result = evaluate_tofu(model, tiny_tokenizer, data, other, retain_log=log)
+    assert "another prompt template" in result.details["forget_quality"]["note"]
+    assert "another prompt template" in caplog.text
