@@ -17,7 +17,7 @@ from negpo.trainers._run.callbacks import EpochBegins, FiniteGradients
 from negpo.trainers._run.folder_lock import FolderLock
 from negpo.trainers._run.hang_watch import HangWatch
 from negpo.trainers._run.identity import check_settings_of, settings_of
-from negpo.trainers._run.model import rows_of_tied_embedding
+from negpo.trainers._run.model import check_routers, rows_of_tied_embedding
 from negpo.trainers._run.model_card import WritesModelCard
 from negpo.trainers._run.precision import UpdateLog, optimizer_for
 from negpo.trainers._run.sharding import settle_layouts
@@ -41,6 +41,7 @@ class Lifecycle(WritesModelCard):
 
     def __init__(self, *positional: Any, **named: Any):
         super().__init__(*positional, **named)
+        check_routers(self.model)
         self.signals, self.watch, self.lock = StopOnSigterm(self), HangWatch(self), FolderLock(self)
         self.rotation = checkpoint.Rotation(self)
         for callback in (EpochBegins(self), FiniteGradients(self), self.signals, self.watch, self.lock, self.rotation):

@@ -185,6 +185,18 @@ def rows_of_tied_embedding(model: Any) -> Iterator[None]:
         weight.grad.index_add_(0, ids, gradient)
 
 
+def check_routers(model: Any) -> None:
+    """ConfigError for a mixture of experts that would add its load-balancing loss to the one of its labels.
+
+    The objectives read log-probs, not that loss: it would silently be left out.
+    """
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        raise ConfigError(
+            "output_router_logits is on in the model's config: it asks for a load-balancing loss that is not part of "
+            "the objectives here. Switch it off in config.json, or pass model_init_kwargs={output_router_logits: false}"
+        )
+
+
 def is_peft(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
