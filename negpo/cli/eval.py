@@ -2,7 +2,7 @@
 
 import argparse
 
-from negpo.cli import eval_muse, eval_reasoning, eval_tofu, eval_wmdp
+from negpo.cli import eval_muse, eval_pairs, eval_reasoning, eval_tofu, eval_wmdp
 
 
 def add_parser(subparsers) -> None:
@@ -12,6 +12,7 @@ def add_parser(subparsers) -> None:
     eval_muse.add_muse_parser(benchmarks)
     eval_wmdp.add_wmdp_parsers(benchmarks)
     eval_reasoning.add_reasoning_parsers(benchmarks)
+    eval_pairs.add_pairs_parser(benchmarks)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int | None:

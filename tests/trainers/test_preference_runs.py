@@ -69,6 +69,8 @@ def test_both_signs_and_their_margin_are_logged(tmp_path):
         assert entry[f"{name}/log_ratio"] == pytest.approx(0.0, abs=1e-4)
     assert entry["chosen/grad_weight"] < 0 < entry["rejected/grad_weight"]
     assert {"margin/logp", "margin/log_ratio", "margin/accuracy", "loss/objective"} <= set(entry)
+    sums = [[naive_logps(model, row["prompt"], row[name]).sum() for name in ("chosen", "rejected")] for row in ROWS]
+    assert entry["ranking/accuracy"] == pytest.approx(sum(float(w >= r) for w, r in sums) / 6)
 
 
 def test_training_stops_when_the_chosen_answers_sink_below_the_floor(tmp_path):

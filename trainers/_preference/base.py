@@ -45,7 +45,8 @@ class PreferenceTrainer(OfflineTrainer):
     Logged, averaged since the last log: ``loss/NAME``; for ``chosen``, ``rejected`` and ``samples``: ``/logp`` (per
     token), ``/sequence_logp``, ``/length``, ``/tokens``, ``/p_above_99``, ``/log_ratio`` (with a reference) and
     ``/grad_weight`` (sum of dL/dlogp in a micro-batch); over pairs ``margin/logp`` (of sequence means),
-    ``margin/log_ratio``, ``margin/accuracy``.
+    ``ranking/accuracy``, ``ranking/accuracy_per_token``, and with a reference ``margin/log_ratio``,
+    ``margin/accuracy``.
     ``report`` holds what encoding dropped or cut.
 
     Raises ConfigError or DataError before a model is loaded, for everything that can be known by then.

@@ -72,10 +72,10 @@ def _log_margins(buffer: LogBuffer, scored: "Scored", logps: Tensor) -> None:
     mean = total / scored.mask.sum(1).clamp(min=1)
     n = float(len(chosen))
     buffer.add("margin/logp", (mean[chosen] - mean[rejected]).sum(), n)
+    buffer.add("ranking/accuracy", (total[chosen] >= total[rejected]).sum(), n)
+    buffer.add("ranking/accuracy_per_token", (mean[chosen] >= mean[rejected]).sum(), n)
     if scored.ref_logps is not None:
         ratio = total - torch.where(scored.mask, scored.ref_logps, 0.0).sum(1)
         margin = ratio[chosen] - ratio[rejected]
         buffer.add("margin/log_ratio", margin.sum(), n)
-    else:
-        margin = mean[chosen] - mean[rejected]
-    buffer.add("margin/accuracy", (margin > 0).sum(), n)
+        buffer.add("margin/accuracy", (margin >= 0).sum(), n)
