@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from negpo.cli import _data_alternates, _data_forget, _data_rationales, _data_steps
+from negpo.cli import _data_alternates, _data_forget, _data_rationales, _data_rollouts, _data_steps
 from negpo.cli._data_common import add_benchmark_flags, run_of, show_counts, write_rows
 from negpo.cli._flags import natural, output_folder
 
@@ -40,11 +40,13 @@ def add_parser(subparsers) -> None:
     _data_rationales.add_parser(kinds)
     _data_alternates.add_parser(kinds)
     _data_forget.add_parser(kinds)
+    _data_rollouts.add_parser(kinds)
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> int:
     kinds = {
         "steps": _data_steps.run,
+        "rollouts": _data_rollouts.run,
         "rationales": _data_rationales.run,
         "alternates": _data_alternates.run,
         "forget": _data_forget.run,

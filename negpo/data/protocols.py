@@ -54,18 +54,24 @@ class Protocol:
     grader: str = "default"
     note: str = ""
 
+    def ask(self, question: str) -> str | list[dict[str, str]]:
+        """The prompt for one question: text, or messages for a chat template."""
+        if self.prompt is not None:
+            return self.prompt.replace("{input}", question)
+        return [{"role": "user", "content": question + self.user_suffix}]
+
     def render(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
         """Token ids of the prompt for one question."""
-        if self.prompt is not None:
-            return text_ids(tokenizer, self.prompt.replace("{input}", question))
+        asked = self.ask(question)
+        if isinstance(asked, str):
+            return text_ids(tokenizer, asked)
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"protocol '{self.name}' asks through the chat template, but the tokenizer has none. "
                 "Use a protocol with a literal prompt (nsr, ngrpo, qwen, lab) or set the tokenizer's chat_template."
             )
         options: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        messages = [{"role": "user", "content": question + self.user_suffix}]
-        return chat_ids(tokenizer, render(tokenizer, messages, ask=True, **options))
+        return chat_ids(tokenizer, render(tokenizer, asked, ask=True, **options))
 
     def template_hash(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """SHA-256 of the text the model is really given: the literal prompt, or the tokenizer's template and suffix."""

@@ -83,3 +83,19 @@ def test_the_command_writes_rows_that_the_preference_trainers_read(tmp_path, cap
         main([*flags, "--min-agreement", "2"])
     assert refused.value.code != 0
     assert "--min-agreement is 2.0" in capsys.readouterr().err
+
+
+def test_answers_of_an_evaluation_become_stored_rollouts(tmp_path):
+    (tmp_path / "sums.jsonl").write_text('{"question": "2+2", "answer": "4"}\n')
+    (tmp_path / "sums.yaml").write_text("name: sums\ndata: sums.jsonl\n")
+    write_run(tmp_path / "run", [("it is 4", "4"), ("", None), ("maybe 9", "9")])
+    manifest = {"benchmark": "sums", "protocol": {"name": "lab"}}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    output = tmp_path / "rollouts.jsonl"
+    flags = ["data", "rollouts", "--eval", str(tmp_path / "run"), "--output", str(output)]
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--benchmark-file", str(tmp_path / "sums.yaml")])
+    assert ended.value.code == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["completion"] for row in rows] == ["it is 4", "maybe 9"]
+    assert all(row["verdict"] == "unknown" and "2+2" in row["prompt"] for row in rows)

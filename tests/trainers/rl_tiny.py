@@ -70,6 +70,8 @@ def make_policy_trainer(method, folder, *, model=None, reward=plus_reward, data=
     for name in ("advantages", "loss", "engine", "callbacks", "peft_config", "eval_dataset"):
         if name in settings:
             for_trainer[name] = settings.pop(name)
+    if "engine_name" in settings:  # the config's field; "engine" above is the object
+        settings["engine"] = settings.pop("engine_name")
     defaults = {
         "output_dir": str(folder),
         "per_device_train_batch_size": batch[0],

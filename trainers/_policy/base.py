@@ -5,6 +5,7 @@ says which advantages the rewards become (``compute_advantages``) and which obje
 also be handed to :class:`PolicyTrainer` as functions; see ``docs/rl_methods.md``.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from negpo.logprobs import LogprobBatch
 from negpo.objectives import clipped_policy_loss, low_variance_kl, reduce_tokens
 from negpo.rewards.outcome import cut_off
 from negpo.rollout import RolloutEngine
+from negpo.rollout.stored import StoredRollouts
 from negpo.trainers._policy import batch as rows_
 from negpo.trainers._policy.batch import EMPTY, REAL, MicroBatch, Record
 from negpo.trainers._policy.collect import AdvantageFunction, RolloutCollector
-from negpo.trainers._policy.config import PolicyConfig
+from negpo.trainers._policy.config import STORED, PolicyConfig
 from negpo.trainers._policy.data import as_dataset, fitting_prompts, guarded, starting_policy, with_readable_golds
 from negpo.trainers._policy.displacement import DisplacementProbe
 from negpo.trainers._policy.grpo import GRPOAdapter, require_contract
@@ -34,6 +36,7 @@ from negpo.trainers._policy.telemetry import Telemetry
 from negpo.trainers._policy.verdicts import check_truncated_roles
 from negpo.trainers._run.lifecycle import Lifecycle
 
+logger = logging.getLogger(__name__)
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Any]  # (logps, old_logps, advantages, mask) -> loss
 
 
@@ -101,6 +104,16 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
         self.reward_funcs = guarded(self.reward_funcs, self.reward_func_names, args)
         check_truncated_roles(self.reward_funcs, str(args.truncated))
         self._drop_long_prompts()
+        if (args.engine == STORED) != isinstance(engine, StoredRollouts):
+            raise ConfigError(
+                f"engine={args.engine} does not go with engine={type(engine).__name__}: stored rollouts need both "
+                "args.engine='stored' and a StoredRollouts (negpo.rollout.stored); --rollouts FILE sets them"
+            )
+        if args.engine == STORED and self.scores_itself:
+            raise ConfigError(
+                f"{type(self).__name__} reads hidden states of the policy that drew its rollouts; it cannot train on "
+                "stored ones"
+            )
         self.telemetry = Telemetry(self.accelerator.device)
         self.scorer = RowScorer(
             self.accelerator,
@@ -280,6 +293,26 @@ class PolicyTrainer(Lifecycle, GRPOAdapter):  # type: ignore[misc]  # as GRPOAda
 
     def _begin(self) -> None:
         self.micro_step, self.buffered = 0, None
+        if self.args.engine == STORED:
+            self._bind_stored(self.source.engine)
+
+    def _bind_stored(self, engine: Any) -> None:
+        """Token ids of the stored prompts, and log-probs that the file lacks, of the starting model."""
+        prompts = self.tokenize_prompts([row["prompt"] for row in self.train_dataset])
+        engine.bind(prompts, self.args.generation_batch_size // self.args.num_generations)
+        if missing := engine.fill(self._score_pairs):
+            logger.info("%s: log-probs of %d completions computed with the starting model", engine.file, missing)
+
+    def _score_pairs(self, prompts: list[list[int]], completions: list[list[int]]) -> list[list[float]]:
+        pad, device = self.processing_class.pad_token_id, self.accelerator.device
+        width, answer = max(map(len, prompts)), max(map(len, completions))
+        ids = torch.full((len(prompts), width + answer), pad, device=device)
+        mask = torch.zeros_like(ids)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            ids[row, width - len(prompt) : width + len(completion)] = torch.tensor(prompt + completion, device=device)
+            mask[row, width - len(prompt) : width + len(completion)] = 1
+        scored = self.scorer.block(self.model, ids, mask, answer)
+        return [row[: len(completion)].tolist() for row, completion in zip(scored, completions, strict=True)]
 
     @property
     def keeps_state_per_process(self) -> bool:

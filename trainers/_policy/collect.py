@@ -9,6 +9,7 @@ from torch import Tensor
 from negpo.objectives import importance_weights
 from negpo.trainers._policy import batch as rows_
 from negpo.trainers._policy.batch import Record
+from negpo.trainers._policy.config import STORED
 from negpo.trainers._policy.displacement import DisplacementProbe
 from negpo.trainers._policy.rewards import GuardedReward
 from negpo.trainers._policy.rollouts import PromptStream
@@ -63,7 +64,8 @@ class RolloutCollector:
         """Whether TRL's own pass over old log-probs, before the rewards, is used (it covers every row)."""
         args = self.args
         wanted = self.host.trains_all_rows if args.overlap_rewards is None else args.overlap_rewards
-        return (wanted or args.every_row_has_gradient) and not args.on_policy and not self.host.scores_itself
+        itself = self.host.scores_itself or args.engine == STORED
+        return (wanted or args.every_row_has_gradient) and not args.on_policy and not itself
 
     def start_rewards(self, completions: list, completion_ids: list[list[int]], inputs: list[dict[str, Any]]) -> None:
         """Begin to judge while the old log-probs are scored."""
@@ -208,12 +210,15 @@ class RolloutCollector:
         if args.every_row_has_gradient or not args.drop_zero_rows:
             moves = torch.ones_like(moves)
         record["live"] = record["selected"] & moves
-        probed = (record["correct"] & answered).nonzero().squeeze(1)[: args.displacement_rows]
+        stored = args.engine == STORED
+        probed = (record["correct"] & answered).nonzero().squeeze(1)[: 0 if stored else args.displacement_rows]
         needed = torch.zeros_like(record["live"])
         needed[probed] = True
         if not args.on_policy or args.corrects_importance:
             needed |= record["live"]
-        if "old_logps" not in record:
+        if stored:
+            record["old_logps"] = record.pop("sampling_logps")  # of the policy that wrote them, whoever that was
+        elif "old_logps" not in record:
             self.host.score_old(record, needed.nonzero().squeeze(1))
         self._compare_engines(record, needed)
         self.probe.keep(record, probed)

@@ -15,6 +15,8 @@ from negpo.trainers._policy.settings import POLICY
 from negpo.trainers._run.run_config import RunConfig
 from negpo.trainers._run.settings import Rule
 
+STORED = "stored"  # rollouts from a file: negpo.rollout.stored
+
 
 @dataclass
 class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be None before it is settled
@@ -30,7 +32,7 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "engine_options"]  # type: ignore[misc]
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        "engine": ENGINES,
+        "engine": (*ENGINES, STORED),
         "adapter_sync": ("adapter", "merge"),
         "share_prompt": SHARING,
         "normalizer": NORMALIZERS,
@@ -111,7 +113,9 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
     )
 
     # rollouts
-    engine: str = field(default="transformers", metadata={"help": "transformers, vllm or vllm-server."})
+    engine: str = field(
+        default="transformers", metadata={"help": "transformers, vllm, vllm-server; stored: see rollouts."}
+    )
     engine_options: dict | str | None = field(default=None, metadata={"help": "Arguments of the engine's class."})
     share_prompt: str = field(
         default="auto",
@@ -217,12 +221,12 @@ class PolicyConfig(RunConfig, GRPOConfig):  # type: ignore[misc]  # bf16 may be 
     @property
     def corrects_importance(self) -> bool:
         """Whether sampling and training may disagree (another engine samples) and the loss makes up for it."""
-        return self.engine != "transformers" and self.vllm_importance_sampling_correction
+        return self.engine not in ("transformers", STORED) and self.vllm_importance_sampling_correction
 
     @property
     def on_policy(self) -> bool:
         """One optimiser step per rollout: every ratio is exactly 1 and old log-probs need no pass of their own."""
-        return self.updates_per_rollout == 1 and self.num_iterations == 1
+        return self.updates_per_rollout == 1 and self.num_iterations == 1 and self.engine != STORED
 
     @property
     def every_row_has_gradient(self) -> bool:

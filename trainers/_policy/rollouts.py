@@ -15,6 +15,7 @@ from negpo.rollout.adapters import active_adapter, adapter_rank, iter_base
 from negpo.rollout.base import EngineError, StaleWeightsError
 from negpo.rollout.hand_over import write_weights
 from negpo.rollout.weights import iter_weights, unwrap
+from negpo.trainers._policy.config import STORED
 from negpo.trainers._run import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class RolloutSource:
     def sync(self) -> None:
         """Bring the engine to the current weights; raises StaleWeightsError when they did not arrive."""
         step = self.trainer.state.global_step
-        if self._synced_at == step or self.in_place:
+        if self._synced_at == step or self.in_place or self.trainer.args.engine == STORED:
             return
         with explained(self.trainer):
             self.last_sync = self.engine.sync(self.trainer.model)

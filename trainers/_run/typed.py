@@ -70,7 +70,6 @@ RANGES = {
             "data_seed",
             "dataloader_num_workers",
             "eval_delay",
-            "epsilon",
             "epsilon_high",
             "beta",
             "top_k",
@@ -100,7 +99,17 @@ RANGES = {
         POSITIVE,
     ),
     **dict.fromkeys(
-        ("adam_beta1", "adam_beta2", "top_p", "min_p", "ref_model_mixup_alpha", "lora_dropout", "max_repetition"), SHARE
+        (
+            "adam_beta1",
+            "adam_beta2",
+            "top_p",
+            "epsilon",
+            "min_p",
+            "ref_model_mixup_alpha",
+            "lora_dropout",
+            "max_repetition",
+        ),
+        SHARE,
     ),
 }
 UNBOUNDED = ("max_grad_norm",)  # infinity: no clipping

@@ -1,7 +1,7 @@
 """What a recipe of a policy method says: model, problems, prompt and verifier."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from negpo.data.problems import last_box
@@ -34,6 +34,13 @@ class RLScriptArguments(ModelArguments):
     protocol: str = field(
         default="chat", metadata={"help": "Prompt and grader of a protocol card: nsr, ngrpo, nft, resrl, chat, lab."}
     )
+    rollouts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on stored completions instead: a JSON-lines file of prompt, completion, verdict or reward, "
+            "and logprobs where known (`negpo data rollouts` writes one). In the place of dataset."
+        },
+    )
     grader: str | None = field(default=None, metadata={"help": "Grading mode; default: the default grader."})
     overlong_buffer: int | None = field(
         default=None, metadata={"help": "DAPO's soft punishment over the last so many tokens of the limit."}
@@ -48,14 +55,26 @@ class RLScriptArguments(ModelArguments):
 
     def validate(self) -> None:
         super().validate()
-        self.require("dataset")
         find_protocol(self.protocol)
+        if self.rollouts is None:
+            self.require("dataset")
+            return
+        defaults = {item.name: item.default for item in fields(self)}
+        unread = [name for name in OF_PROBLEMS if getattr(self, name) != defaults[name]]
+        if unread:
+            raise ConfigError(
+                f"{unread[0]}={getattr(self, unread[0])} has no effect with rollouts={self.rollouts}: prompts and "
+                "verdicts stand in that file. Leave one of the two out"
+            )
 
     def sources(self) -> dict[str, Source]:
         names = ", ".join(self.dataset_names or [])
-        return super().sources() | {"train_dataset": Source("problem", self.dataset, names)}
+        source = Source("problem", self.dataset, names) if self.rollouts is None else Source("rollouts", self.rollouts)
+        return super().sources() | {"train_dataset": source}
 
     def build(self, trainer_class: Any, args: Any) -> Any:
+        if self.rollouts is not None:
+            return self._build_stored(trainer_class, args)
         card, tokenizer = find_protocol(self.protocol), self.tokenizer()
         if card.prompt is None and not tokenizer.chat_template:
             raise ConfigError(
@@ -81,8 +100,35 @@ class RLScriptArguments(ModelArguments):
             **self.further(),
         )
 
+    def _build_stored(self, trainer_class: Any, args: Any) -> Any:
+        from negpo.rollout.stored import StoredRollouts
+
+        if args.engine != "transformers":
+            raise ConfigError(f"engine={args.engine} draws nothing with rollouts={self.rollouts}; leave one out")
+        if args.dead_groups == "resample":
+            raise ConfigError("dead_groups=resample draws other prompts; with rollouts set drop or keep")
+        args.engine = "stored"
+        tokenizer = self.tokenizer()
+        stored = StoredRollouts.load(
+            str(self.rollouts), tokenizer, samples=args.num_generations, max_tokens=args.max_completion_length
+        )
+        return trainer_class(
+            model=self.model_name_or_path,
+            reward_funcs=[stored],
+            args=args,
+            train_dataset=stored.rows(),
+            processing_class=tokenizer,
+            peft_config=self.peft_config(),
+            engine=stored,
+            **self.further(),
+        )
+
 
 ARGUMENTS = RLScriptArguments
+OF_PROBLEMS = (
+    *("dataset", "dataset_names", "dataset_split", "max_problems", "question_column", "answer_column"),
+    *("skip_without_answer", "protocol", "grader", "overlong_buffer", "false_positives", "false_negatives"),
+)
 
 
 def problem_rows(script: RLScriptArguments, card: Protocol) -> list[dict[str, Any]]:
@@ -111,13 +157,7 @@ def problem_rows(script: RLScriptArguments, card: Protocol) -> list[dict[str, An
                 row=index,
                 field=script.answer_column,
             )
-        problems.append({"prompt": _prompt(card, question), "answer": gold})
+        problems.append({"prompt": card.ask(question), "answer": gold})
     if skipped:
         logger.warning("%d of %d rows have no gold answer and are left out", skipped, len(rows))
     return problems
-
-
-def _prompt(card: Protocol, question: str) -> str | list[dict[str, str]]:
-    if card.prompt is not None:
-        return card.prompt.replace("{input}", question)
-    return [{"role": "user", "content": question + card.user_suffix}]
