@@ -8,10 +8,12 @@ A generated part stands between two marker lines, ``<!-- generated: NAME -->`` a
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from negpo.methods import FAMILIES, PAPERS, TABLE, Method, of_family
 
@@ -168,6 +170,69 @@ def settings_inherited() -> str:
     return table(("field", "stored rows", "rollouts"), rows)
 
 
+def _real_model() -> dict[str, Any]:
+    return json.loads((DOCS / "data" / "real_model.json").read_text(encoding="utf-8"))
+
+
+REAL_COLUMNS = {
+    "forget_quality": "forget quality",
+    "model_utility": "utility",
+    "forget_Q_A_Prob": "forget probability",
+    "forget_Q_A_ROUGE": "forget ROUGE-L",
+    "retain_Q_A_ROUGE": "retain ROUGE-L",
+    "extraction_strength": "extraction",
+    "mia_min_k": "Min-K% AUC",
+}
+
+
+def real_model_runs() -> str:
+    """Every model of the real run after its last step: mean over seeds, range where there are several."""
+    content = _real_model()
+    seeds = list(content["runs"].values())
+    titles = {"target": "target, before", "retain": "retain model, the goal"}
+    rows = []
+    for name in ("target", "retain", *content["chosen"]):
+        found = [seed[name] for seed in seeds if name in seed]
+        if not found:
+            continue
+        last = [one["points"][-1] for one in found]
+        cells = [_spread([point[key] for point in last if key in point]) for key in REAL_COLUMNS]
+        rate = f"{content['chosen'][name]:g}" if name in content["chosen"] else "–"
+        rows.append((titles.get(name, found[0]["title"]), rate, *cells))
+    return table(("model", "rate", *REAL_COLUMNS.values()), rows)
+
+
+def real_model_trials() -> str:
+    """All trials on the tuning split; the chosen ones are marked."""
+    content = _real_model()
+    rows = [
+        (
+            trial["method"],
+            f"{trial['learning_rate']:g}"
+            + (" *" if content["chosen"][trial["method"]] == trial["learning_rate"] else ""),
+            *(f"{trial[key]:.3g}" for key in ("forget_quality", "model_utility", "forget_Q_A_Prob")),
+        )
+        for trial in content["trials"]
+    ]
+    return table(("method", "rate", "forget quality", "utility", "forget probability"), rows)
+
+
+def real_model_seconds() -> str:
+    """Wall-clock minutes by part, planned and taken."""
+    content = _real_model()
+    planned = content["planned_seconds"]
+    rows = [(name, f"{seconds / 60:.1f}") for name, seconds in content["seconds"].items()]
+    rows += [("all", f"{sum(content['seconds'].values()) / 60:.1f}"), ("planned", f"{sum(planned.values()) / 60:.1f}")]
+    return table(("part", "minutes"), rows)
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "–"
+    mean = f"{sum(values) / len(values):.3g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "readme-methods": readme_methods,
     "index-methods": index_methods,
@@ -176,6 +241,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "method-pages": navigation,
     "settings_counts": settings_counts,
     "settings_inherited": settings_inherited,
+    "real_model_runs": real_model_runs,
+    "real_model_trials": real_model_trials,
+    "real_model_seconds": real_model_seconds,
 }
 
 if __name__ == "__main__":

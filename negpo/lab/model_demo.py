@@ -20,9 +20,13 @@ from typing import Any, ClassVar
 from negpo.data.io import atomic_write_json
 from negpo.errors import ConfigError, NegpoError
 from negpo.lab.experiment import TUNING_SEEDS, Settings, run_plans
-from negpo.lab.model_runs import FITS, METHODS, ModelPlan, forget_percent, model_world, split_name
+from negpo.lab.model_runs import FITS, METHODS, REFERENCES, ModelPlan, forget_percent, model_world, split_name
 from negpo.report.results import DEMO_FILE
 
+SUMMARISED = (
+    *("forget_quality", "model_utility", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "retain_Q_A_Prob", "retain_Q_A_ROUGE"),
+    *("extraction_strength", "mia_min_k", "privleak"),
+)
 UTILITY_KEPT = 0.85  # of the target's: a trial below it is not chosen while another is above
 DEFAULT_METHODS = ("ga", "graddiff", "npo", "npo_no_retain", "simnpo", "catnip")
 
@@ -239,9 +243,25 @@ def _write_summary(
         "trials": trials,
         "chosen": choice,
         "unfinished": missing,
+        "runs": {str(seed): _results(settings.plan(seed, rates=choice)) for seed in settings.seeds},
         "settings": {name: value for name, value in asdict(settings).items() if name != "out"},
     }
     atomic_write_json(settings.out / DEMO_FILE, demo)
+
+
+def _results(plan: ModelPlan) -> dict[str, Any]:
+    """The numbers of one seed's finished models at every look, by model."""
+    found = {}
+    for name in (*REFERENCES, *dict(plan.rates)):
+        if not plan.finished(name):
+            continue
+        result = plan.result(name)
+        points = [
+            {"step": point["step"]} | {key: point["metrics"][key] for key in SUMMARISED if key in point["metrics"]}
+            for point in result["trajectory"]
+        ]
+        found[name] = {"title": result.get("title", name), "points": points, "seconds": result["seconds"]}
+    return found
 
 
 def _audit(settings: ModelDemoSettings, choice: dict[str, float], console: Any) -> None:

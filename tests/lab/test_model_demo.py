@@ -60,6 +60,8 @@ def test_the_whole_demo_tunes_on_another_world_with_equal_trials_and_a_second_ca
     demo = json.loads((tmp_path / "demo.json").read_text())
     assert len(demo["trials"]) == 4
     assert set(demo["chosen"]) == {"ga", "npo"}
+    assert set(demo["runs"]["0"]) == {"target", "retain", "ga", "npo"}
+    assert [point["step"] for point in demo["runs"]["0"]["npo"]["points"]] == [1, 2]
     page = report.read_text()
     assert "Trials" in page
     assert "NPO + retain" in page
