@@ -7,6 +7,7 @@ order, intervals by their brackets. Nothing is ever compared after dropping brac
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -123,7 +124,23 @@ class Comparison:
         verdict = self.quantities(gold, pred)
         if verdict is False and gold.rounded and not pred.rounded:
             return self.rounds_to(gold, pred)
+        if verdict is not True and self.options.tolerant and self.within_tolerance(gold, pred):
+            return True
         return verdict
+
+    def within_tolerance(self, gold: Value, pred: Value) -> bool:
+        """Two real numbers that differ by no more than the options allow; units are converted first."""
+        factor = conversion(pred.unit, gold.unit) if gold.unit and pred.unit else Fraction(1)
+        if factor is None or gold.percent != pred.percent or gold.node is None or pred.node is None:
+            return False
+        wanted, given = real_value(gold.node), real_value(pred.node)
+        if wanted is None or given is None or not (math.isfinite(wanted) and math.isfinite(given)):
+            return False
+        given = given * factor.numerator / factor.denominator
+        allowed = max(self.options.relative * abs(wanted), self.options.absolute)
+        if self.options.significant_digits:
+            allowed = max(allowed, _half_of_last_digit(gold.latex))
+        return bool(abs(given - wanted) <= allowed * (1 + 1e-12))
 
     def quantities(self, gold: Value, pred: Value) -> bool | None:
         factor = Fraction(1)
@@ -402,6 +419,21 @@ def _unit_vectors(value: Value, other: Matrix | Bracketed) -> Answer:
     length = len(other.rows) if isinstance(other, Matrix) else len(other.items)
     components = as_vector(value, length)
     return value if components is None else Matrix(tuple((component,) for component in components))
+
+
+def _half_of_last_digit(latex: str) -> float:
+    """Half a unit of the last shown digit of a decimal number with two significant digits or more, else 0. Zeros at
+    the end of a whole number are no shown digits.
+    """
+    match = re.fullmatch(r"\s*-?\s*(\d*)(?:\.(\d*))?\s*(?:e\s*(-?\d{1,3}))?\s*", latex)
+    if match is None:
+        return 0.0
+    whole, decimals, exponent = match[1] or "", match[2] or "", int(match[3] or 0)
+    shown = (whole + decimals).lstrip("0") if decimals else whole.strip("0")
+    if len(shown) < 2:
+        return 0.0
+    last = -len(decimals) if decimals else len(whole) - len(whole.rstrip("0"))
+    return float(Fraction(1, 2) * Fraction(10) ** (last + exponent))
 
 
 def hopeless(latex: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from dataclasses import replace
 from functools import lru_cache
 
 from negpo.errors import ConfigError, DataError
 from negpo.rewards import countdown
-from negpo.rewards.answers import KINDS, TASK_KINDS, Answer, Collection, Reading, answer_kind
+from negpo.rewards.answers import KINDS, TASK_KINDS, Answer, Choice, Collection, Reading, answer_kind
 from negpo.rewards.compare import Comparison, Engine
 from negpo.rewards.expression import MAX_DIGITS
 from negpo.rewards.extract import Extraction, extract_answer, has_finished_answer
@@ -66,12 +67,51 @@ def grade_here(
         return _verdict("wrong", extraction.reason, extraction, golds, started)
     listed = extraction.joined is not None and isinstance(golds[0].answer, Collection)
     extraction = replace(extraction, text=extraction.joined) if listed else extraction
+    if options.choices:
+        return _multiple_choice(golds, extraction, kind, options, engine, started)
     outcome = (
         _compare(golds, extraction.text or "", kind, options, engine)
         if engine
         else _compare_here(gold_text(gold), extraction.text or "", kind, options)
     )
     return None if outcome is None else _verdict(*outcome, extraction, golds, started)
+
+
+def _multiple_choice(
+    golds: tuple[Reading, ...],
+    extraction: Extraction,
+    kind: str | None,
+    options: GradeOptions,
+    engine: Engine | None,
+    started: float,
+) -> Verdict | None:
+    """A letter by itself, or a value that equals exactly one option, which then stands for its letter."""
+    exact = replace(options, choices=())
+    outcome = _compare(golds, extraction.text or "", kind, exact, engine)
+    if outcome is None or outcome[0] == "correct":
+        return None if outcome is None else _verdict(*outcome, extraction, golds, started)
+    equal: list[str] = []
+    for label, value in map(_split_choice, options.choices):
+        try:
+            found = _compare(gold_readings(value, None), extraction.text or "", None, exact, engine)
+        except DataError:  # an option in words that are no answer: nothing equals it
+            continue
+        if found is None:
+            return None
+        equal += [label] if found[0] == "correct" else []
+    answer = golds[0].answer
+    right = len(equal) == 1 and isinstance(answer, Choice) and equal[0] == answer.letter
+    status: Status = "correct" if right else "wrong"
+    reason = "equals the gold's option and no other" if right else f"equals the options {equal or 'none'}"
+    return _verdict(status, reason, extraction, golds, started)
+
+
+def _split_choice(choice: str) -> tuple[str, str]:
+    """Letter and value of "A)5", "(B) 7" or "C. 9"."""
+    match = re.match(r"\s*\(?([A-J])\s*[).:]\s*(.*)", choice, re.DOTALL)
+    if match is None:
+        raise DataError(f"the option {choice!r} does not begin with its letter, as in 'A) 5'", field="options")
+    return match[1], match[2]
 
 
 def _compare(

@@ -29,7 +29,7 @@ def symbolic_equal(gold: str, pred: str) -> bool | None:
 def read(latex: str) -> list:
     """What math-verify makes of one expression, [] if it does not understand it."""
     # It would drop words and read the rest, and join numbers that stand side by side.
-    if re.search(r"\\text|\d\s+\d|\d\.\d+\.|(?<![\\A-Za-z])[A-Za-z]{4,}|['\"?]", latex):
+    if re.search(r"\\text|\d\s+\d|\d\.\d+\.|(?<![\\A-Za-z])[A-Za-z]{4,}|['\"?]|\d\s*\\frac", latex):
         return []
     exact = _DECIMAL.sub(_as_fraction, latex)
     return parse(f"${exact}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)

@@ -232,13 +232,7 @@ class _Parser:
             scaled = self.scientific(value)
             if scaled is not None:
                 return scaled
-        if not self.is_mixed(value):
-            return number(value)
-        part = self.fraction_part()
-        top, bottom = (Fraction(str(arg.value)) for arg in part.args)
-        if top >= bottom:
-            raise AnswerError(f"{text} in front of {top}/{bottom} is neither a mixed number nor a plain product")
-        return Node("add", (number(value), part))
+        return Node("add", (number(value), self.fraction_part())) if self.is_mixed(value) else number(value)
 
     def repeating(self, text: str) -> Fraction:
         r"""0.1\overline{6} and 0.\overline{3}: the barred digits repeat for ever."""
@@ -272,7 +266,7 @@ class _Parser:
         return number(value * Fraction(10) ** int(sign + digits.value))
 
     def is_mixed(self, value: Fraction) -> bool:
-        """A whole number directly followed by a fraction of whole numbers."""
+        """A whole number directly followed by a proper fraction of whole numbers is a mixed number."""
         if value.denominator != 1 or "." in self.tokens[self.position - 1].value:
             return False
         saved = self.position
@@ -283,7 +277,11 @@ class _Parser:
         finally:
             self.position = saved
         top, bottom = (arg.value for arg in part.args)
-        return isinstance(top, Fraction) and isinstance(bottom, Fraction) and top > 0
+        if not (isinstance(top, Fraction) and isinstance(bottom, Fraction) and top > 0):
+            return False
+        if top >= bottom > 0:
+            raise AnswerError("a whole number beside an improper fraction is neither a sum nor a product")
+        return top < bottom
 
     def fraction_part(self) -> Node:
         if self.take("frac"):

@@ -34,11 +34,12 @@ _TEXT_ARGUMENT = re.compile(r"\\(?:text\w*|mbox|mathrm|begin|end)\s*\{[^{}]*\}")
 _SENTENCE_END = re.compile(r"(?<=[^\s.])\.(?=\s+[A-Z\\<(]|\s*$)|[。！]|\s+I hope\b")
 # What follows explains the answer and is no part of it.
 _EXPLANATION = re.compile(
-    r"[\s,;—–]+(?:because|since|as\s+(?=[a-z])|which|so\b|thus|hence|therefore|by\s+(?=[a-z])|using|obtained|according|"
+    r"[\s,;—–]+(?:because|since|as\s+(?=[a-z])|which|so\s+that|thus|hence|therefore|by\s+(?=[a-z])|using|obtained|according|"
     r"due\s+to|based\s+on|and\s+(?:we|this|that|it|so|the|is|thus|hence)\b|i\.e\.|that\s+is|namely|as\s*$|weil|porque|"
     r"car\b|perché|потому|因为|由于)",
     re.IGNORECASE,
 )
+_SO = re.compile(r",\s*so\b", re.IGNORECASE)
 _ASIDE = re.compile(r"\s+\((?!\s*(?:base|mod)\b)[A-Za-z][^()]{0,200}\)\.?\s*$")
 _DENIES = re.compile(
     r"n't\b|\b(?:not|never|no|doubt|whether|suppose|assume|if|wrong|incorrect|unlikely|guess|think|nicht|pas|non|não|"
@@ -139,7 +140,7 @@ def _segment(text: str) -> tuple[str, str]:
     sentence = line[: stop.start()] if stop else line
     rest = text[len(sentence) :]
     sentence = _ADVERBS.sub("", sentence.replace("**", " ").strip())
-    explanation = _EXPLANATION.search(sentence, 1)
+    explanation = _EXPLANATION.search(sentence, 1) or _SO.search(sentence, 1)
     if explanation:
         sentence = sentence[: explanation.start()]
     sentence = TRAILING_COPULA.sub("", _ASIDE.sub("", sentence)).strip(" \t*_`】。，")

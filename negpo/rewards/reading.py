@@ -274,6 +274,8 @@ def _list(tokens: list[Token]) -> Answer | None:
         return _plus_minus(tokens)
     joiners = {separator.value.lower() for separator, _ in pieces if separator is not None}
     joiner = "and" if "and" in joiners else "or" if "or" in joiners else ","
+    if joiner != "," and not pieces[-1][1]:
+        return Text(_text_key(tokens))  # "5 or": unfinished
     items: list[Answer] = []
     for _, piece in pieces:
         if not piece:  # the comma before "and"
@@ -328,8 +330,8 @@ def _relation(tokens: list[Token]) -> Answer | None:
     if any(not side for side in sides):
         raise AnswerError(f"a side of '{render(tokens)[:60]}' is empty")
     if ops == ["in"]:
-        if any(token.kind == "num" or token.value in {"-", "+"} for token in sides[0]):
-            raise AnswerError(f"'{render(sides[0])[:60]}' is not a name whose set could be given")
+        if not is_name(parse_tokens(sides[0])):
+            raise AnswerError(f"'{render(sides[0])[:30]}' is no variable that could be in a set")
         return parse_tokens(sides[1])
     return Relation(tuple(parse_tokens(side) for side in sides), tuple(ops))
 

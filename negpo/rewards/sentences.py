@@ -17,7 +17,7 @@ from negpo.rewards.vocabulary import FUNCTION_WORDS
 from negpo.rewards.wordlist import words
 
 MATH = re.compile(r"\$\$(.{1,2000}?)\$\$|\$([^$\n]{1,2000}?)\$|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s+[\"'(*_]*[A-Z\\$<(「]|\s*$)|[。！？]|\n+")
+_SENTENCE_END = re.compile(r"(?<=[^\s.])(?:[.?]|(?<![\d)}])!)(?=\s+[\"'(*_]*[A-Z\\$<(「]|\s*$)|[。！？]|\n+")
 _UNFINISHED = re.compile(r"[=+*/^_<>(\[{,;:&\\-]\s*$|\\(?:text|frac|le|ge|cdot|times)\s*$")
 _CLOSING = re.compile(r"(?:\\blacksquare|\\square|\\qed|∎|□|■|QED|Q\.E\.D\.|\$\s*\$|\*\*|[*_`]|</?\w+>)\s*$")
 _CHUNK = re.compile(
@@ -100,7 +100,9 @@ def _named_source(text: str) -> Extraction:
 
 
 def _is_stop(sentence: str, chunk: re.Match[str]) -> bool:
-    """Punctuation at the end of the sentence."""
+    """Punctuation at the end of the sentence; behind a number an exclamation mark is a factorial."""
+    if chunk[0] == "!" and re.search(r"[\d)}]!$", sentence):
+        return False
     return chunk[0] in {".", "!", '"'} and chunk.end() == len(sentence)
 
 
@@ -115,6 +117,8 @@ def _mathematical(chunks: list[re.Match[str]]) -> list[bool]:
             after_unit = chunks[index - 1]["word"] and flags[index - 1] and word.lower() == "per"
             flags[index] = flags[index] or is_unit_text(word) or word.lower() in SQUARED or bool(after_unit)
     for index in range(1, len(chunks) - 1):
+        if chunks[index][0] == ":" and chunks[index - 1]["number"] and chunks[index + 1]["number"]:
+            flags[index] = True
         if chunks[index][0].lower() in {"and", "or", "和", "或", "と"} and flags[index - 1] and flags[index + 1]:
             flags[index] = True
     return flags

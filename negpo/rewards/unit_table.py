@@ -124,7 +124,7 @@ COUNTERS = frozenset(
 DEGREES = {"c": "°C", "f": "°F", "celsius": "°C", "fahrenheit": "°F", "centigrade": "°C"}
 
 # Words that only say "this is a unit" or "this is all of it".
-FILLERS = frozenset(words("unit units the of a an total altogether overall exactly each"))
+FILLERS = frozenset(words("the of a an total altogether overall exactly each"))
 FILLER_PHRASES = (("in", "total"), ("in", "all"), ("in", "length"), ("in", "area"), ("in", "volume"), ("on", "average"))
 SQUARED = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 AFTER = {"squared": 2, "cubed": 3}

@@ -47,7 +47,8 @@ def parse_unit(pieces: Sequence[str], *, known_only: bool = False) -> Unit | Non
             return None
     except _NoUnitError:
         return None
-    return tuple(sorted((name, power) for name, power in powers.items() if power))
+    # "5 units" is 5; "5 square units" is an area.
+    return tuple(sorted((name, power) for name, power in powers.items() if power and (name, power) != ("unit", 1)))
 
 
 def is_unit_text(text: str) -> bool:
@@ -116,7 +117,7 @@ class _Parser:
         braced = self.take("{")
         negative = self.take("-")
         digits = self.peek()
-        if not digits.isdigit() or int(digits) > _MAX_POWER:
+        if not digits.isdigit() or not 0 < int(digits[:3]) <= _MAX_POWER:
             raise _NoUnitError
         self.position += 1
         if braced and not self.take("}"):
@@ -186,6 +187,9 @@ def conversion(source: Unit, target: Unit) -> Fraction | None:
     """Factor from one unit to the other; None when they measure different things."""
     if source == target:
         return Fraction(1)
+    for one, other in ((source, target), (target, source)):
+        if len(one) == 1 and one[0][0] == "unit" and _measure(other)[1] == {"length": one[0][1]}:
+            return Fraction(1)  # square units for square metres
     (first, left), (second, right) = _measure(source), _measure(target)
     return first / second if left == right else None
 
