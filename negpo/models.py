@@ -125,6 +125,14 @@ def check_vocabulary(size: Any, rows: Iterable[Sequence[int]], *, tokenizer: Any
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
+def check_there(name: str | Path) -> None:
+    """ConfigError for a path that does not exist: the Hub would be asked for it, and answer about repository names."""
+    if str(name).startswith(("/", "./", "../", "~")) and not Path(name).exists():
+        raise ConfigError(
+            f"'{name}' could not be loaded: there is no such folder; give a checkpoint's folder or a Hub id"
+        )
+
+
 def load_causal_lm(name: str | Path, **options: Any) -> Any:
     """``AutoModelForCausalLM.from_pretrained`` that refuses what would be measured or trained with random weights.
 
@@ -133,6 +141,7 @@ def load_causal_lm(name: str | Path, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    check_there(name)
     with _quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(str(name), output_loading_info=True, **options)
@@ -160,6 +169,7 @@ def load_tokenizer(name: str | Path) -> Any:
     """``AutoTokenizer.from_pretrained``, and :func:`check_tokenizer`. ConfigError when there is none to be loaded."""
     from transformers import AutoTokenizer
 
+    check_there(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError, ImportError, KeyError) as error:

@@ -180,3 +180,9 @@ def test_what_could_not_be_loaded_is_said_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"'.*nothing' could not be loaded") as caught:
         models.load_causal_lm(tmp_path / "nothing")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [models.load_causal_lm, models.load_tokenizer])
+def test_a_folder_that_is_not_there_is_said_to_be_missing_and_not_looked_for_on_the_hub(load, tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere. could not be loaded: there is no such folder"):
+        load(tmp_path / "nowhere")
