@@ -256,7 +256,7 @@ def unlearn_arguments(plan: ModelPlan, run: Run, rate: float, out: Path) -> list
         retain = f"retain{100 - forget_percent(split_name(plan))}"
         arguments += ["--retain_dataset", str(plan.data), "--retain_name", retain]
     else:
-        arguments += ["--retain_loss", "none"]
+        arguments += ["--retain_loss", "none", "--retain_dataset", "none"]
     if run.method == "idkdpo":
         arguments += ["--idk_file", str(plan.data / "idontknow.jsonl")]
     return arguments

@@ -148,3 +148,10 @@ def test_plans_travel_as_json_and_keep_their_keys(model, tmp_path):
     again = ModelPlan(**json.loads(json.dumps(asdict(plan))))
     assert again == plan
     assert set(METHODS) >= {"npo", "rmu", "idkdpo"}
+
+
+def test_a_method_without_retain_rows_does_not_read_those_of_its_recipe(model, tmp_path, in_process):
+    run_model_demo(settings(model, tmp_path, rates=(1e-4,), methods=("npo_no_retain",)))
+    assert in_process[-1] == (0, "npo_no_retain")
+    result = json.loads((tmp_path / "seed0" / "npo_no_retain" / RUN_FILE).read_text())
+    assert result["command"][-2:] == ["--retain_dataset", "none"]

@@ -22,7 +22,10 @@ class UnlearnScriptArguments(ModelArguments):
     )
     forget_dataset: str | None = field(default=None, metadata={"help": "Rows to forget: file, folder or Hub id."})
     forget_name: str | None = field(default=None, metadata={"help": "Configuration of the forget data, e.g. forget10."})
-    retain_dataset: str | None = field(default=None, metadata={"help": "Rows to keep: file, folder or Hub id."})
+    retain_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Rows to keep: file, folder or Hub id; none: without any, where a recipe names some."},
+    )
     retain_name: str | None = field(default=None, metadata={"help": "Configuration of the retain data, e.g. retain90."})
     dataset_split: str = field(default="train", metadata={"help": "Split of both."})
     stop_when_over_unlearned: bool = field(
@@ -32,6 +35,8 @@ class UnlearnScriptArguments(ModelArguments):
     def validate(self) -> None:
         super().validate()
         self.require("forget_dataset")
+        if self.retain_dataset == "none":
+            self.retain_dataset = self.retain_name = None
 
     def sources(self) -> dict[str, Source]:
         forget = Source("forget", self.forget_dataset, self.forget_name)
