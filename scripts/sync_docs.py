@@ -174,6 +174,7 @@ def _real_model() -> dict[str, Any]:
     return json.loads((DOCS / "data" / "real_model.json").read_text(encoding="utf-8"))
 
 
+PARTS_TIMED = ("training", "evaluation")
 REAL_COLUMNS = {
     "forget_quality": "forget quality",
     "model_utility": "utility",
@@ -218,12 +219,13 @@ def real_model_trials() -> str:
 
 
 def real_model_seconds() -> str:
-    """Wall-clock minutes by part, planned and taken."""
-    content = _real_model()
-    planned = content["planned_seconds"]
-    rows = [(name, f"{seconds / 60:.1f}") for name, seconds in content["seconds"].items()]
-    rows += [("all", f"{sum(content['seconds'].values()) / 60:.1f}"), ("planned", f"{sum(planned.values()) / 60:.1f}")]
-    return table(("part", "minutes"), rows)
+    """Wall-clock minutes of every model of the first seed: training, and the looks at it."""
+    first = next(iter(_real_model()["runs"].values()))
+    rows = [
+        (run["title"], *(f"{run['seconds'][part] / 60:.1f}" if part in run["seconds"] else "–" for part in PARTS_TIMED))
+        for run in first.values()
+    ]
+    return table(("model", *(f"{part}, minutes" for part in PARTS_TIMED)), rows)
 
 
 def _spread(values: list[float]) -> str:
